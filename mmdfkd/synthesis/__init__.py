@@ -1,0 +1,20 @@
+"""How training images come about where there are none."""
+
+from .augment import LightAugment
+from .frozen import frozen
+from .priors import DivergencePrior, Prior, SynthesisContext, TargetPrior, TotalVariationPrior
+from .sources import PooledSource, RefinedSource, RenderedSource, SyntheticSource
+
+__all__ = [
+    'DivergencePrior',
+    'LightAugment',
+    'PooledSource',
+    'Prior',
+    'RefinedSource',
+    'RenderedSource',
+    'SynthesisContext',
+    'SyntheticSource',
+    'TargetPrior',
+    'TotalVariationPrior',
+    'frozen',
+]

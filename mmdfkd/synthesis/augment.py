@@ -1,0 +1,80 @@
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdfkd.datasets.renderers.stream import stream
+from mmdfkd.registry import TASK_UTILS
+
+
+@TASK_UTILS.register_module()
+class LightAugment:
+    """Flips, quarter turns, a crop of random scale and place, and a colour jitter; a function of ``(seed, g)``.
+
+    What an image shows has no right side up, so flips and turns are as good as new images.
+
+    Args:
+        flip (float): Probability of a horizontal flip; likewise of a vertical one.
+        turn (float): Probability of a quarter turn (square images only).
+        scale (tuple[float, float]): Range of the enlargement, log-uniform; below 1 the borders are mirrored.
+        shift (float): Most shift in each direction, as a share of the side.
+        contrast (float): Deviation of the logarithm of each channel's contrast.
+        brightness (float): Deviation of each channel's brightness, of 1.
+    """
+
+    def __init__(
+        self,
+        flip: float = 0.5,
+        turn: float = 0.5,
+        scale: tuple[float, float] = (0.8, 1.25),
+        shift: float = 0.12,
+        contrast: float = 0.15,
+        brightness: float = 0.06,
+    ) -> None:
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f'LightAugment: scale must be (least, most), above 0, not {scale}.')
+        self.flip = flip
+        self.turn = turn
+        self.scale = scale
+        self.shift = shift
+        self.contrast = contrast
+        self.brightness = brightness
+
+    def _draw(self, seed: int, g: int, square: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The affine map ``[2, 3]`` (output to input, in [-1, 1]) and the colour map ``[2, 3]`` of one sample."""
+        rng = stream('augment', seed, g)
+        matrix = np.diag(np.where(rng.random(2) < self.flip, -1.0, 1.0))
+        turned = rng.random() < self.turn
+        if turned and square:
+            matrix = matrix[::-1]
+        zoom = np.exp(rng.uniform(*np.log(self.scale)))
+        shift = rng.uniform(-2, 2, 2) * self.shift
+        colour = np.stack([np.exp(rng.normal(0, 1, 3) * self.contrast), rng.normal(0, 1, 3) * self.brightness])
+        return np.concatenate([matrix / zoom, shift[:, None]], 1), colour
+
+    def __call__(self, images: Tensor, seed: int, indices: Sequence[int]) -> Tensor:
+        """Augment a batch; every image depends on its own index only.
+
+        Args:
+            images (Tensor): ``[B, 3, H, W]`` in [0, 1].
+            seed (int): Seed of the run.
+            indices (Sequence[int]): The samples' global indices.
+
+        Returns:
+            Tensor: New images in [0, 1].
+        """
+        h, w = images.shape[-2:]
+        drawn = [self._draw(seed, g, h == w) for g in indices]
+        affine = images.new_tensor(np.stack([a for a, _ in drawn]))
+        colour = images.new_tensor(np.stack([c for _, c in drawn]))[..., None, None]
+        x = (torch.arange(w, device=images.device, dtype=images.dtype) * 2 + 1) / w - 1
+        y = (torch.arange(h, device=images.device, dtype=images.dtype) * 2 + 1) / h - 1
+        # Written out: a batched matrix product may round differently with another batch size.
+        a = affine[:, :, :, None, None]
+        grid = a[:, :, 0] * x + a[:, :, 1] * y[:, None] + a[:, :, 2]
+        moved = F.grid_sample(
+            images, grid.permute(0, 2, 3, 1), mode='bilinear', padding_mode='reflection', align_corners=False
+        )
+        return ((moved - 0.5) * colour[:, 0] + 0.5 + colour[:, 1]).clamp_(0, 1)

@@ -1,0 +1,31 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def frozen(*nets: nn.Module) -> Iterator[None]:
+    """Hold networks still: evaluation mode, no parameter asks for a gradient; both restored exactly.
+
+    Gradients flow through the networks to their inputs and nowhere else: nothing is added to any ``.grad``, and the
+    backward pass computes no weight gradients (a third of its cost).
+
+    Args:
+        *nets (nn.Module): The networks; frozen ones among them stay as they are.
+    """
+    modes = [(module, module.training) for net in nets for module in net.modules()]
+    wants = [(parameter, parameter.requires_grad) for net in nets for parameter in net.parameters()]
+    try:
+        for net in nets:
+            # Module by module: `train` may be overridden with side effects (frozen stages, frozen norms).
+            for module in net.modules():
+                module.training = False
+        for parameter, _ in wants:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, wanted in wants:
+            parameter.requires_grad_(wanted)

@@ -1,0 +1,38 @@
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from mmdfkd.adapters.base import Adapter
+
+from .context import SynthesisContext
+
+
+class Prior(nn.Module):
+    """A term that synthetic images are made to lower.
+
+    An image-level term returns one value an image, ``[B]``, and is scale-free: it depends neither on the other images
+    nor on the batch size, the resolution or the network's width. A batch-level term returns a scalar and says how it
+    depends on the batch.
+
+    Args:
+        weight (float): Factor of the term in the objective.
+    """
+
+    #: Name of the term in logs.
+    name: str
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def taps(self, teacher: Adapter) -> tuple[str, ...]:
+        """Names of the teacher's modules whose outputs the term needs."""
+        return ()
+
+    def unsuited(self, teacher: Adapter) -> str | None:
+        """Why the term does not apply to this teacher; None where it does."""
+        return None
+
+    @abstractmethod
+    def forward(self, ctx: SynthesisContext) -> Tensor:
+        """The term, ``[B]`` or a scalar, differentiable to ``ctx.images``."""

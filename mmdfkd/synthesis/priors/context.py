@@ -1,0 +1,68 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mmdfkd.adapters.base import Adapter
+from mmdfkd.adapters.observation import Memory, Probe, Response, Targets
+
+
+@dataclass
+class SynthesisContext:
+    """What priors look at: one batch of images under optimisation and what the networks say of it.
+
+    Everything is computed when first asked for, and once: a prior that needs the student's answer pays for it, another
+    one then has it for nothing. Differentiable to the images.
+
+    Attributes:
+        images: RGB in [0, 1], ``[B, 3, H, W]``.
+        targets: What the images are to show.
+        teacher: The teacher, frozen.
+        student: The student, frozen, or None.
+        probe: Where detectors are asked, fixed while the images change; None for classifiers.
+        taps: Names of the teacher's modules whose outputs the priors need.
+    """
+
+    images: Tensor
+    targets: Targets
+    teacher: Adapter
+    student: Adapter | None = None
+    probe: Probe | None = None
+    taps: Sequence[str] = ()
+
+    @cached_property
+    def teacher_memory(self) -> Memory:
+        """The teacher's features and taps."""
+        return self.teacher.encode(self.images, self.taps)
+
+    @cached_property
+    def teacher_response(self) -> Response:
+        """The teacher's answer at the probe."""
+        return self.teacher.answer(self.teacher_memory, self.probe)
+
+    @cached_property
+    def student_response(self) -> Response:
+        """The student's answer at the same probe."""
+        if self.student is None:
+            raise ValueError('SynthesisContext: a prior asks for the student, and there is none.')
+        return self.student.answer(self.student.encode(self.images), self.probe)
+
+    def by_image(self, rows: Tensor) -> Tensor:
+        """The mean of ``rows`` over each image, weighted by the probe's scores where there is a probe.
+
+        Args:
+            rows (Tensor): One value for each row of the logits: ``[B]``, or ``[sum K_i]`` at a probe.
+
+        Returns:
+            Tensor: ``[B]``; zero for an image without rows.
+        """
+        if self.probe is None:
+            return rows
+        parts = rows.split([len(boxes) for boxes in self.probe.boxes])
+        means = [
+            (part * score).sum() / score.sum().clamp_min(1e-6)
+            for part, score in zip(parts, self.probe.scores, strict=True)
+        ]
+        return torch.stack(means)

@@ -1,0 +1,35 @@
+from torch import Tensor
+
+from mmdfkd.registry import MODELS
+
+from .base import Prior
+from .context import SynthesisContext
+
+
+@MODELS.register_module()
+class DivergencePrior(Prior):
+    """The student is to disagree with the teacher, but only in degree.
+
+    ``-KL(p_T || p_S)`` where both have the same most probable class and zero elsewhere: where they already differ,
+    pushing further leads off what the teacher knows (CMI, Fast-Datafree and NAYER mask alike). At a detector's
+    proposals the rows are weighted by objectness.
+
+    Args:
+        weight (float): Factor of the term in the objective.
+        temperature (float): Both distributions are softened by it.
+    """
+
+    name = 'divergence'
+
+    def __init__(self, weight: float = 1.0, temperature: float = 1.0) -> None:
+        super().__init__(weight)
+        self.temperature = temperature
+
+    def forward(self, ctx: SynthesisContext) -> Tensor:
+        """``[B]``, at most zero."""
+        teacher, student = ctx.teacher_response.logits, ctx.student_response.logits
+        log_p = (teacher / self.temperature).log_softmax(-1)
+        log_q = (student / self.temperature).log_softmax(-1)
+        divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+        agree = teacher.argmax(-1) == student.argmax(-1)
+        return -ctx.by_image(divergence * agree)

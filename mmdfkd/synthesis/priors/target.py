@@ -1,0 +1,17 @@
+from torch import Tensor
+
+from mmdfkd.registry import MODELS
+
+from .base import Prior
+from .context import SynthesisContext
+
+
+@MODELS.register_module()
+class TargetPrior(Prior):
+    """The teacher is to see the targets: cross-entropy for a classifier, layout loss for a detector."""
+
+    name = 'target'
+
+    def forward(self, ctx: SynthesisContext) -> Tensor:
+        """``[B]``; see :meth:`mmdfkd.adapters.base.Adapter.target_loss`."""
+        return ctx.teacher.target_loss(ctx.teacher_memory, ctx.targets)

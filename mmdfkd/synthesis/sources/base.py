@@ -1,0 +1,84 @@
+from abc import abstractmethod
+
+import numpy as np
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from mmdfkd.adapters.base import Adapter
+from mmdfkd.adapters.observation import Targets
+from mmdfkd.datasets.renderers.stream import stream
+
+
+class SyntheticSource(BaseModule):
+    """Where the images of a training step come from.
+
+    A source is prepared once, refreshed at the start of every step and drawn from once a step. What :meth:`draw`
+    returns for a sample is a function of ``(seed, g)`` and of the source's state; it never touches the global random
+    generators (use :func:`mmdfkd.datasets.renderers.stream.stream`). State that a resumed run needs and that does not
+    follow from config and seed lies in buffers, so that it is in the checkpoint.
+
+    A source holds neither network: both are handed to it, and it leaves them exactly as they were
+    (:func:`mmdfkd.synthesis.frozen.frozen`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seed = 0
+        self.image_size: tuple[int, int] | None = None
+        self.device = torch.device('cpu')
+
+    def prepare(
+        self, teacher: Adapter, *, seed: int, image_size: tuple[int, int], device: torch.device | str
+    ) -> None:
+        """Get ready, before the first step and after the teacher has its weights.
+
+        Called in a resumed run too, before or after the state is loaded: it must not touch loaded state.
+
+        Args:
+            teacher (Adapter): The teacher.
+            seed (int): Seed of everything random here.
+            image_size (tuple[int, int]): Height and width in pixels.
+            device (torch.device | str): Where images are wanted.
+        """
+        self.seed = int(seed)
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.device = torch.device(device)
+
+    def refresh(self, teacher: Adapter, student: Adapter, iteration: int) -> dict[str, float]:
+        """Spend the synthesis budget of one step; nothing for a source that does not learn.
+
+        Args:
+            teacher (Adapter): The teacher.
+            student (Adapter): The student, as it is before the step.
+            iteration (int): Number of steps done.
+
+        Returns:
+            dict[str, float]: Values to log.
+        """
+        return {}
+
+    @abstractmethod
+    def draw(self, items: list[dict]) -> tuple[Tensor, Targets]:
+        """The images of a step.
+
+        Args:
+            items (list[dict]): The dataset's samples, each with ``g`` and perhaps ``image``.
+
+        Returns:
+            tuple[Tensor, Targets]: RGB in [0, 1], ``[B, 3, H, W]`` on the device, without gradient; and what they
+            are meant to show, empty where nothing in particular.
+        """
+
+    def draw_for(self, items: list[dict], labels: np.ndarray) -> Tensor:
+        """Images to start from when each is to show a given class; whatever :meth:`draw` gives, unless overridden.
+
+        Args:
+            items (list[dict]): As in :meth:`draw`.
+            labels (np.ndarray): The class wanted of each, ``[B]``.
+        """
+        return self.draw(items)[0]
+
+    def rng(self, purpose: str, g: int) -> np.random.Generator:
+        """The random numbers of sample ``g`` for one purpose."""
+        return stream(purpose, self.seed, int(g))

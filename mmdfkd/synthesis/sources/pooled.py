@@ -1,0 +1,202 @@
+import time
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mmdfkd.adapters.base import Adapter
+from mmdfkd.adapters.observation import Targets
+from mmdfkd.datasets.synthetic import SyntheticDataset
+from mmdfkd.registry import MODELS, TASK_UTILS
+
+from ..frozen import frozen
+from .base import SyntheticSource
+
+
+def _single_thread(worker: int) -> None:
+    # The workers are the parallelism; OpenCV's own threads would only fight over the cores.
+    cv2.setNumThreads(0)
+
+
+@MODELS.register_module()
+class PooledSource(SyntheticSource):
+    """A pool of rendered images that the teacher scores once and that is drawn class-balanced.
+
+    A teacher sees some classes in random images far more often than others. So a draw first picks a class, uniformly,
+    and then an image in proportion to the teacher's vote for this class. The pool and its votes follow from seed,
+    config and teacher, and are made again by a resumed run.
+
+    Args:
+        renderer (Mapping): Config of the renderer.
+        pool_size (int): Number of images.
+        balance (bool): Whether to score the pool and draw by the votes; else every draw is uniform.
+        uniform (float): Share of draws that ignore the votes, so that no image is lost.
+        power (float): Votes are raised to it: above 1 prefers the surest images, below 1 evens them out.
+        least_vote (float): A class counts as covered if some image has at least this vote for it; only covered classes
+            are picked.
+        augment (Mapping | None): Config of the augmentation of every draw; None turns it off.
+        batch_size (int): Images that the teacher scores at once.
+        num_workers (int): Processes that render; 0 renders in this one. The pixels do not depend on it.
+        max_bytes (int): A pool that needs more memory is refused.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        renderer: Mapping,
+        pool_size: int,
+        balance: bool = True,
+        uniform: float = 0.2,
+        power: float = 1.0,
+        least_vote: float = 0.05,
+        augment: Mapping | None = dict(type='mmdfkd.LightAugment'),
+        batch_size: int = 32,
+        num_workers: int = 2,
+        max_bytes: int = 2 << 30,
+    ) -> None:
+        super().__init__()
+        if pool_size < 1:
+            raise ValueError(f'PooledSource: pool_size must be at least 1, got {pool_size}.')
+        if not 0 <= uniform <= 1:
+            raise ValueError(f'PooledSource: uniform is a share, from 0 to 1, got {uniform}.')
+        self.renderer = dict(renderer)
+        self.pool_size = pool_size
+        self.balance = balance
+        self.uniform = uniform
+        self.power = power
+        self.least_vote = least_vote
+        self.augment = None if augment is None else TASK_UTILS.build(augment)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.max_bytes = max_bytes
+        # Plain attributes: they are made again, not saved.
+        self.pool: Tensor | None = None
+        self.votes: np.ndarray | None = None
+        self.covered = np.zeros(0, np.int64)
+
+    def prepare(
+        self, teacher: Adapter, *, seed: int, image_size: tuple[int, int], device: torch.device | str
+    ) -> None:
+        """Render the pool and have it scored; progress is logged.
+
+        Raises:
+            ValueError: If the pool would not fit into ``max_bytes``.
+        """
+        super().prepare(teacher, seed=seed, image_size=image_size, device=device)
+        need = self.pool_size * 3 * self.image_size[0] * self.image_size[1]
+        if need > self.max_bytes:
+            raise ValueError(
+                f'PooledSource: {self.pool_size} images of {self.image_size[0]} x {self.image_size[1]} px need '
+                f'{need / 2**30:.1f} GiB, more than max_bytes allows ({self.max_bytes / 2**30:.1f} GiB): lower '
+                f'pool_size to {self.pool_size * self.max_bytes // need} or raise max_bytes.'
+            )
+        start = time.perf_counter()
+        self.pool = torch.empty((self.pool_size, 3, *self.image_size), dtype=torch.uint8)
+        votes = []
+        dataset = SyntheticDataset(self.image_size, self.renderer, self.seed, length=self.pool_size)
+        loader = DataLoader(
+            dataset,
+            self.batch_size,
+            num_workers=self.num_workers,
+            worker_init_fn=_single_thread,
+            # Of its own: a loader draws its workers' base seed from the global generator otherwise.
+            generator=torch.Generator(),
+        )
+        done, told = 0, start
+        # Both at once: the workers render while the teacher scores.
+        with frozen(teacher.net), torch.no_grad():
+            for batch in loader:
+                images = batch['image']
+                self.pool[done : done + len(images)] = images
+                done += len(images)
+                if self.balance:
+                    votes.append(teacher.class_votes(teacher.encode(self._pixels(images))).float().cpu())
+                now = time.perf_counter()
+                if now - told > 5 and done < self.pool_size:
+                    print_log(
+                        f'Pool: {done} of {self.pool_size} images, '
+                        f'{(now - start) / done * (self.pool_size - done):.0f} s to go',
+                        'current',
+                    )
+                    told = now
+        if self.balance:
+            self._weigh(torch.cat(votes).numpy())
+        print_log(f'Pool of {self.pool_size} images ready in {time.perf_counter() - start:.1f} s', 'current')
+
+    def _weigh(self, votes: np.ndarray) -> None:
+        """Keep the votes ``[N, classes]`` class by class and report what balancing changes."""
+        self.votes = np.ascontiguousarray(votes.T.astype(np.float32))
+        self.covered = np.flatnonzero(self.votes.max(1) >= self.least_vote)
+        classes = len(self.votes)
+        total = float(self.votes.sum())
+        if not len(self.covered) or total <= 0:
+            print_log(
+                f'Pool: the teacher sees none of its {classes} classes in any image (votes below '
+                f'{self.least_vote}); drawing uniformly',
+                'current',
+            )
+            return
+        before = self.votes.sum(1) / total
+        after = self._expected_votes()
+        few = max(1, classes // 4)
+        print_log(
+            f'Pool: {len(self.covered)} of {classes} classes covered; the least voted {few} get '
+            f'{100 * np.sort(before)[:few].sum():.1f} % of the votes undrawn and '
+            f'{100 * np.sort(after)[:few].sum():.1f} % as drawn (even: {100 * few / classes:.1f} %)',
+            'current',
+        )
+
+    def _expected_votes(self) -> np.ndarray:
+        """Each class's share ``[classes]`` of the votes in the images as they are drawn."""
+        weight = np.full(self.pool_size, self.uniform / self.pool_size)
+        for label in self.covered:
+            part = self.votes[label].astype(np.float64) ** self.power
+            weight += (1 - self.uniform) / len(self.covered) * part / part.sum()
+        shares = self.votes @ weight
+        return shares / shares.sum()
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        return images.to(self.device).float() / 255
+
+    def _by_vote(self, label: int, u: float) -> int:
+        """The image at quantile ``u`` of the votes for ``label``; any image where the class has none."""
+        heights = np.cumsum(self.votes[label].astype(np.float64) ** self.power)
+        if heights[-1] <= 0:
+            return int(u * self.pool_size)
+        return min(int(np.searchsorted(heights, u * heights[-1], 'right')), self.pool_size - 1)
+
+    def pick(self, g: int) -> int:
+        """Which image of the pool sample ``g`` is."""
+        rng = self.rng('pool', g)
+        plain, which, place = rng.random(3)
+        if not len(self.covered) or plain < self.uniform:
+            return int(place * self.pool_size)
+        return self._by_vote(int(self.covered[int(which * len(self.covered))]), place)
+
+    def draw(self, items: list[dict]) -> tuple[Tensor, Targets]:
+        """Class-balanced, augmented images; they are meant to show nothing in particular."""
+        indices = [item['g'] for item in items]
+        return self._take([self.pick(g) for g in indices], indices), Targets()
+
+    def draw_for(self, items: list[dict], labels: np.ndarray) -> Tensor:
+        """Images in which the teacher sees something of the wanted classes, however little."""
+        indices = [item['g'] for item in items]
+        if self.votes is None:
+            return self._take([self.pick(g) for g in indices], indices)
+        chosen = [
+            self._by_vote(int(label), self.rng('pool-class', g).random())
+            for g, label in zip(indices, labels, strict=True)
+        ]
+        return self._take(chosen, indices)
+
+    def _take(self, chosen: list[int], indices: list[int]) -> Tensor:
+        if self.pool is None:
+            raise RuntimeError('PooledSource: prepare() must run before images are drawn.')
+        images = self._pixels(self.pool[chosen])
+        return images if self.augment is None else self.augment(images, self.seed, indices)

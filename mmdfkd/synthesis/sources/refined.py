@@ -1,0 +1,228 @@
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather, get_dist_info
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mmdfkd.adapters.base import Adapter
+from mmdfkd.adapters.observation import Probe, Targets
+from mmdfkd.datasets.renderers.stream import stream
+from mmdfkd.registry import MODELS, TASK_UTILS
+
+from ..frozen import frozen
+from ..layouts import proposed_layout
+from ..priors.base import Prior
+from ..priors.context import SynthesisContext
+from .base import SyntheticSource
+
+#: Indices of the images to refine start here, so that they share no random numbers with those that are drawn.
+_OFFSET = 1 << 40
+
+
+@MODELS.register_module()
+class RefinedSource(SyntheticSource):
+    """Another source's images, a share of them improved by a few gradient steps on their pixels.
+
+    From time to time a batch is drawn whose wanted classes are balanced (whole passes over the classes), its pixels
+    descend the priors through the frozen networks, and the best of each image goes into a ring of the newest ones.
+    5 to 20 steps from a procedural image cost a hundredth of an inversion from noise.
+
+    Which images are refined, and towards what, follows from seed and iteration. The ring is in the checkpoint, and is
+    the same on all processes: each refines its part and all get the whole.
+
+    Args:
+        source (Mapping): Config of the source of the start images; one that needs no rendered items.
+        priors (Sequence[Mapping]): Configs of the terms of the objective.
+        every (int): Training steps between two batches.
+        start (int): No batch before this step.
+        batch (int): Images refined at once, of all processes together.
+        steps (int): Gradient steps.
+        lr (float): Step size of Adam, in units of the pixel range [0, 1].
+        share (float): Share of the draws that come from the ring, once it has images.
+        max_images (int): Size of the ring.
+        augment (Mapping | None): Config of an augmentation of the images that come from the ring.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        source: Mapping,
+        priors: Sequence[Mapping] = (
+            dict(type='mmdfkd.TargetPrior', weight=1.0),
+            dict(type='mmdfkd.DivergencePrior', weight=1.0),
+            dict(type='mmdfkd.TotalVariationPrior', weight=0.02),
+        ),
+        every: int = 10,
+        start: int = 0,
+        batch: int = 16,
+        steps: int = 10,
+        lr: float = 0.02,
+        share: float = 0.25,
+        max_images: int = 512,
+        augment: Mapping | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in dict(every=every, batch=batch, steps=steps, max_images=max_images).items():
+            if value < 1:
+                raise ValueError(f'RefinedSource: {name} must be at least 1, got {value}.')
+        if not 0 <= share <= 1:
+            raise ValueError(f'RefinedSource: share must be from 0 to 1, got {share}.')
+        self.source = MODELS.build(source)
+        self.priors = nn.ModuleList(MODELS.build(prior) for prior in priors)
+        self.every = every
+        self.start = start
+        self.batch = batch
+        self.steps = steps
+        self.lr = lr
+        self.share = share
+        self.max_images = max_images
+        self.augment = None if augment is None else TASK_UTILS.build(augment)
+        self._used: list[Prior] = list(self.priors)
+        self.register_buffer('ring', torch.zeros((0, 3, 1, 1), dtype=torch.uint8))
+        self.register_buffer('written', torch.zeros((), dtype=torch.int64))
+
+    def prepare(
+        self, teacher: Adapter, *, seed: int, image_size: tuple[int, int], device: torch.device | str
+    ) -> None:
+        """Prepare the inner source and choose the priors that suit the teacher; says which."""
+        super().prepare(teacher, seed=seed, image_size=image_size, device=device)
+        self.source.prepare(teacher, seed=seed, image_size=image_size, device=device)
+        self._used = []
+        for prior in self.priors:
+            reason = prior.unsuited(teacher)
+            if reason is None:
+                self._used.append(prior)
+            else:
+                print_log(f'Refinement: {prior.name} left out: {reason}', 'current')
+        names = ', '.join(f'{prior.weight:g} {prior.name}' for prior in self._used)
+        print_log(f'Refinement: {self.batch} images every {self.every} steps, {self.steps} times down {names}', 'current')
+
+    def refresh(self, teacher: Adapter, student: Adapter, iteration: int) -> dict[str, float]:
+        """Refine a batch if it is time.
+
+        Returns:
+            dict[str, float]: Mean objective before and after, and each unweighted term after; empty when it is
+            not time.
+        """
+        logs = self.source.refresh(teacher, student, iteration)
+        if iteration < self.start or iteration % self.every:
+            return logs
+        first = iteration // self.every * self.batch
+        rank, world = get_dist_info()
+        count = ceil(self.batch / world)
+        serials = [first + (rank * count + i) % self.batch for i in range(count)]
+        labels = np.array([self._label(serial, teacher.num_classes) for serial in serials])
+        items = [dict(g=_OFFSET + serial) for serial in serials]
+        with frozen(teacher.net, student.net):
+            images = self.source.draw_for(items, labels)
+            images, found = self.refine(images, torch.as_tensor(labels).to(images.device), teacher, student)
+        images = (images * 255).round().to(torch.uint8)
+        self._keep(torch.cat(all_gather(images))[: self.batch] if world > 1 else images)
+        return {**logs, **found}
+
+    def _label(self, serial: int, classes: int) -> int:
+        """The class wanted of an image: every pass over the classes has its own order."""
+        order = stream('refined-classes', self.seed, serial // classes).permutation(classes)
+        return int(order[serial % classes])
+
+    @torch.enable_grad()
+    def refine(
+        self, start: Tensor, labels: Tensor, teacher: Adapter, student: Adapter
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Descend the priors from ``start``; both networks must be frozen.
+
+        Each image takes its own way (every prior is image-level, Adam works by element), so the result depends on the
+        batch only through batch-level priors.
+
+        Args:
+            start (Tensor): ``[B, 3, H, W]`` in [0, 1].
+            labels (Tensor): The class wanted of each, ``[B]``.
+            teacher (Adapter): The teacher.
+            student (Adapter): The student.
+
+        Returns:
+            tuple[Tensor, dict[str, float]]: For each image the best one met, and values to log.
+        """
+        targets, probe = self._targets(start, labels, teacher)
+        taps = tuple(dict.fromkeys(name for prior in self._used for name in prior.taps(teacher)))
+        images = start.detach().clone().requires_grad_()
+        optimizer = torch.optim.Adam([images], lr=self.lr, betas=(0.5, 0.9))
+        best, best_images = None, None
+        for step in range(self.steps + 1):
+            with torch.set_grad_enabled(step < self.steps):
+                ctx = SynthesisContext(images, targets, teacher, student, probe, taps)
+                terms = {prior: prior(ctx) for prior in self._used}
+                total = sum(prior.weight * term for prior, term in terms.items())
+                total = total.expand(len(images)) if total.dim() == 0 else total
+            now = total.detach()
+            if best is None:
+                first = now.clone()
+                best, best_images = now.clone(), images.detach().clone()
+            else:
+                better = now < best
+                best = torch.where(better, now, best)
+                best_images = torch.where(better[:, None, None, None], images.detach(), best_images)
+            if step < self.steps:
+                (images.grad,) = torch.autograd.grad(total.sum(), [images])
+                optimizer.step()
+                with torch.no_grad():
+                    images.clamp_(0, 1)
+        logs = {f'refined/{prior.name}': float(term.mean()) for prior, term in terms.items()}
+        return best_images, {'refined/before': float(first.mean()), 'refined/after': float(best.mean()), **logs}
+
+    @torch.no_grad()
+    def _targets(self, images: Tensor, labels: Tensor, teacher: Adapter) -> tuple[Targets, Probe | None]:
+        """What the images are to show, and where the networks are asked meanwhile."""
+        memory = teacher.encode(images)
+        probe = teacher.propose(memory)
+        if probe is None:
+            return Targets(labels=labels), None
+        return proposed_layout(probe, teacher.answer(memory, probe).logits, labels), probe
+
+    def _keep(self, images: Tensor) -> None:
+        """Add to the ring, over the oldest ones once it is full."""
+        images = images.to(self.ring.device)[-self.max_images :]
+        if len(self.ring) == 0:
+            self.ring = images[:0].clone()
+        room = self.max_images - len(self.ring)
+        self.ring = torch.cat([self.ring, images[:room]])
+        rest = images[room:]
+        at = (int(self.written) + min(room, len(images)) + torch.arange(len(rest))) % self.max_images
+        self.ring[at.to(self.ring.device)] = rest
+        self.written += len(images)
+
+    def draw(self, items: list[dict]) -> tuple[Tensor, Targets]:
+        """The inner source's images, ``share`` of them replaced by refined ones."""
+        images, targets = self.source.draw(items)
+        if not len(self.ring):
+            return images, targets
+        if self.image_size is not None and tuple(self.ring.shape[-2:]) != self.image_size:
+            raise ValueError(
+                f'RefinedSource: the checkpoint holds refined images of {tuple(self.ring.shape[-2:])} px, the run '
+                f'draws {self.image_size}: resume with the image size of the checkpoint.'
+            )
+        chosen = []
+        for position, item in enumerate(items):
+            refined, place = self.rng('refined', item['g']).random(2)
+            if refined < self.share:
+                chosen.append((position, int(place * len(self.ring))))
+        if not chosen:
+            return images, targets
+        positions, slots = (list(part) for part in zip(*chosen, strict=True))
+        fresh = self.ring[slots].to(images.device).float() / 255
+        if self.augment is not None:
+            fresh = self.augment(fresh, self.seed, [items[p]['g'] for p in positions])
+        images[positions] = fresh
+        return images, targets
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        # The ring has as many images as there were: take the shape from the checkpoint.
+        ring = state_dict.get(prefix + 'ring')
+        if ring is not None:
+            self.ring = torch.zeros(ring.shape, dtype=torch.uint8, device=self.ring.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
