@@ -1,0 +1,17 @@
+"""Distill heads: what a student is asked to share with its teacher."""
+
+from .base import DistillHead
+from .feature import FeatureHead
+from .logit import LogitHead
+from .pyramid import PyramidHead
+from .roi import RoIResponseHead
+from .rpn import RPNResponseHead
+
+__all__ = [
+    'DistillHead',
+    'FeatureHead',
+    'LogitHead',
+    'PyramidHead',
+    'RPNResponseHead',
+    'RoIResponseHead',
+]

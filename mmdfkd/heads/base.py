@@ -1,0 +1,144 @@
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from mmdfkd.adapters import Observation, Response, Targets
+
+
+class Ramp(NamedTuple):
+    """A factor that goes linearly from ``start`` at ``begin`` to ``stop`` at iteration ``end``."""
+
+    begin: int
+    end: int
+    start: float = 0.0
+    stop: float = 1.0
+
+    def at(self, iteration: int) -> float:
+        """The factor at an iteration; constant outside ``[begin, end]``."""
+        if iteration >= self.end:
+            return self.stop
+        share = max(iteration - self.begin, 0) / (self.end - self.begin)
+        return self.start + (self.stop - self.start) * share
+
+
+class DistillHead(BaseModule):
+    """One reason for the student to follow its teacher.
+
+    A head is trained with the student (its aligners) and dropped when the student is exported. It
+    declares what it reads and computes named losses from two observations of the same images.
+
+    Attributes:
+        response: Whether it reads ``response`` of both observations.
+        taps_student: Modules of the student whose outputs it reads.
+        taps_teacher: Modules of the teacher whose outputs it reads.
+
+    Args:
+        loss_weight (float): Factor of all its losses. Defaults to 1.
+        schedule (dict, optional): A further factor over the iterations: ``begin``, ``end``, and
+            ``start`` (0) and ``stop`` (1), its values there; see :class:`Ramp`. None keeps 1.
+        name (str, optional): Tells the losses of two heads of one kind apart: ``loss_feature``
+            becomes ``loss_<name>_feature``.
+        init_cfg (dict, optional): mmengine's initialisation.
+
+    Raises:
+        ValueError: If the schedule has an unknown or a missing key, or does not end after it
+            begins.
+    """
+
+    response: bool = False
+    taps_student: tuple[str, ...] = ()
+    taps_teacher: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        loss_weight: float = 1.0,
+        schedule: Mapping | None = None,
+        name: str | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.loss_weight = loss_weight
+        self.name = name
+        self.iteration = 0
+        self.schedule = None
+        if schedule is not None:
+            keys = set(schedule)
+            if not {'begin', 'end'} <= keys <= set(Ramp._fields):
+                raise ValueError(
+                    f'The schedule of {type(self).__name__} takes begin and end, and optionally '
+                    f'start and stop, but has {sorted(keys)}.'
+                )
+            self.schedule = Ramp(**schedule)
+            if self.schedule.end <= self.schedule.begin:
+                raise ValueError(
+                    f'The schedule of {type(self).__name__} ends at iteration {self.schedule.end}, '
+                    f'not after it begins ({self.schedule.begin}).'
+                )
+
+    def set_iteration(self, iteration: int) -> None:
+        """Tell the head which iteration comes; its schedule depends on nothing else."""
+        self.iteration = iteration
+
+    @property
+    def factor(self) -> float:
+        """Factor of the losses at this iteration."""
+        ramp = 1.0 if self.schedule is None else self.schedule.at(self.iteration)
+        return self.loss_weight * ramp
+
+    def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
+        """Create the layers between both networks' widths; once, before optimisers are built.
+
+        Args:
+            student_widths (Mapping): Channels by place: ``'neck'`` to one number per feature of the
+                memory, a tap's name to one number.
+            teacher_widths (Mapping): Likewise for the teacher.
+        """
+
+    @abstractmethod
+    def losses(
+        self, student: Observation, teacher: Observation, targets: Targets, images: Tensor
+    ) -> dict[str, Tensor]:
+        """The losses before weight and schedule; arguments as in :meth:`forward`."""
+
+    def forward(
+        self, student: Observation, teacher: Observation, targets: Targets, images: Tensor
+    ) -> dict[str, Tensor]:
+        """Compare two views of the same images.
+
+        Args:
+            student (Observation): With gradient; its response is at the teacher's probe.
+            teacher (Observation): Constant: nothing flows back into it.
+            targets (Targets): What the images are meant to show.
+            images (Tensor): RGB in [0, 1], ``[B, 3, H, W]``.
+
+        Returns:
+            dict[str, Tensor]: Scalars, keys ``loss_*``. Without anything to compare (no proposals
+            in the whole batch) they are 0 times the student's outputs, so that every parameter
+            still gets a gradient.
+        """
+        factor = self.factor
+        return {
+            self._key(key): factor * value
+            for key, value in self.losses(student, teacher, targets, images).items()
+        }
+
+    def _key(self, key: str) -> str:
+        return key if self.name is None else key.replace('loss_', f'loss_{self.name}_', 1)
+
+    def responses(self, student: Observation, teacher: Observation) -> tuple[Response, Response]:
+        """Both responses.
+
+        Raises:
+            ValueError: If an observation has none.
+        """
+        for name, observation in (('student', student), ('teacher', teacher)):
+            if observation.response is None:
+                raise ValueError(
+                    f"{type(self).__name__} needs the {name}'s response: observe with respond=True "
+                    'where a '
+                    'head says so.'
+                )
+        return student.response, teacher.response
