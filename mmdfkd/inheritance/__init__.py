@@ -1,0 +1,7 @@
+"""Students made from their teacher: their config, and their first weights."""
+
+from .inherit import inherit
+from .report import InheritanceReport
+from .shrink import shrink_config
+
+__all__ = ['InheritanceReport', 'inherit', 'shrink_config']
