@@ -1,6 +1,6 @@
 """Distill heads: what a student is asked to share with its teacher."""
 
-from .base import DistillHead
+from .base import DistillHead, Needs
 from .feature import FeatureHead
 from .logit import LogitHead
 from .pyramid import PyramidHead
@@ -11,6 +11,7 @@ __all__ = [
     'DistillHead',
     'FeatureHead',
     'LogitHead',
+    'Needs',
     'PyramidHead',
     'RPNResponseHead',
     'RoIResponseHead',

@@ -24,16 +24,29 @@ class Ramp(NamedTuple):
         return self.start + (self.stop - self.start) * share
 
 
-class DistillHead(BaseModule):
-    """One reason for the student to follow its teacher.
-
-    A head is trained with the student (its aligners) and dropped when the student is exported. It
-    declares what it reads and computes named losses from two observations of the same images.
+class Needs(NamedTuple):
+    """What a head must be given.
 
     Attributes:
         response: Whether it reads ``response`` of both observations.
         taps_student: Modules of the student whose outputs it reads.
         taps_teacher: Modules of the teacher whose outputs it reads.
+    """
+
+    response: bool = False
+    taps_student: tuple[str, ...] = ()
+    taps_teacher: tuple[str, ...] = ()
+
+
+class DistillHead(BaseModule):
+    """One reason for the student to follow its teacher.
+
+    A head is trained with the student (its aligners) and dropped when the student is exported. It
+    declares in :attr:`needs` what it reads, and computes named losses from two observations of the
+    same images.
+
+    Attributes:
+        needs (Needs): What it must be given; nothing beside the memories unless a subclass says so.
 
     Args:
         loss_weight (float): Factor of all its losses. Defaults to 1.
@@ -48,9 +61,7 @@ class DistillHead(BaseModule):
             begins.
     """
 
-    response: bool = False
-    taps_student: tuple[str, ...] = ()
-    taps_teacher: tuple[str, ...] = ()
+    needs = Needs()
 
     def __init__(
         self,

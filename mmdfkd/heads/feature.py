@@ -10,7 +10,7 @@ from mmdfkd.losses import cosine_distance, masked_mimic
 from mmdfkd.registry import MODELS
 
 from .alignment import make_aligner, output_widths, resize
-from .base import DistillHead
+from .base import DistillHead, Needs
 
 
 @MODELS.register_module()
@@ -42,7 +42,7 @@ class FeatureHead(DistillHead):
         ValueError: On an unknown loss, or taps that do not pair.
     """
 
-    _LOSSES = dict(mse=masked_mimic, cosine=cosine_distance)
+    _LOSSES = {'mse': masked_mimic, 'cosine': cosine_distance}
 
     def __init__(
         self,
@@ -60,13 +60,13 @@ class FeatureHead(DistillHead):
             raise ValueError(
                 f'FeatureHead: loss must be one of {sorted(self._LOSSES)}, not {loss!r}.'
             )
-        self.taps_student = tuple(taps_student)
-        self.taps_teacher = self.taps_student if taps_teacher is None else tuple(taps_teacher)
-        if len(self.taps_student) != len(self.taps_teacher):
+        taps_teacher = taps_student if taps_teacher is None else taps_teacher
+        if len(taps_student) != len(taps_teacher):
             raise ValueError(
-                f'FeatureHead pairs {len(self.taps_student)} taps of the student with '
-                f'{len(self.taps_teacher)} of the teacher: name as many of each.'
+                f'FeatureHead pairs {len(taps_student)} taps of the student with '
+                f'{len(taps_teacher)} of the teacher: name as many of each.'
             )
+        self.needs = Needs(taps_student=tuple(taps_student), taps_teacher=tuple(taps_teacher))
         self.loss = loss
         self.pool = pool
         self.prefix_tokens = (
@@ -78,10 +78,11 @@ class FeatureHead(DistillHead):
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
         """One linear layer per pair."""
-        if self.taps_student:
+        _, own, other = self.needs
+        if own:
             pairs = [
                 (output_widths(student_widths, s)[-1], output_widths(teacher_widths, t)[-1])
-                for s, t in zip(self.taps_student, self.taps_teacher, strict=True)
+                for s, t in zip(own, other, strict=True)
             ]
         else:
             pairs = [tuple(output_widths(w, 'neck')[-1] for w in (student_widths, teacher_widths))]
@@ -110,7 +111,7 @@ class FeatureHead(DistillHead):
     ) -> tuple[Tensor, tuple[int, int] | None]:
         """Tokens ``[B, L, C]``, patches last, and the patches' grid (None without patches)."""
         network = ('student', 'teacher')[side]
-        taps = (self.taps_student, self.taps_teacher)[side]
+        taps = (self.needs.taps_student, self.needs.taps_teacher)[side]
         place = taps[index] if taps else 'output'
         feature = observation.memory.taps[place] if taps else observation.memory.feats[-1]
         if is_seq_of(feature, Tensor):

@@ -5,7 +5,7 @@ from mmdfkd.adapters import Observation, Targets
 from mmdfkd.losses import kl_divergence
 from mmdfkd.registry import MODELS
 
-from .base import DistillHead
+from .base import DistillHead, Needs
 
 
 @MODELS.register_module()
@@ -25,7 +25,7 @@ class LogitHead(DistillHead):
         ValueError: On unknown ``hard_labels``.
     """
 
-    response = True
+    needs = Needs(response=True)
 
     def __init__(
         self,

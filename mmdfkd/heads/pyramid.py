@@ -7,7 +7,7 @@ from mmdfkd.losses import masked_mimic, pkd
 from mmdfkd.registry import MODELS
 
 from .alignment import make_aligner, output_widths, resize
-from .base import DistillHead
+from .base import DistillHead, Needs
 
 
 @MODELS.register_module()
@@ -48,7 +48,8 @@ class PyramidHead(DistillHead):
         self.mode = mode
         self.levels = None if levels is None else tuple(levels)
         self.floor = floor
-        self.response = mode == 'mimic' and floor < 1  # the weights are the teacher's objectness
+        # Places are weighted by the teacher's objectness.
+        self.needs = Needs(response=mode == 'mimic' and floor < 1)
         self.align = align
         self.aligners: nn.ModuleList | None = None
 
@@ -92,7 +93,7 @@ class PyramidHead(DistillHead):
         return {'loss_pyramid': total / len(self.aligners)}
 
     def _mask(self, teacher: Observation, level: int, map_t: Tensor) -> Tensor | None:
-        if not self.response:
+        if not self.needs.response:
             return None
         dense = None if teacher.response is None else teacher.response.dense_logits
         if dense is None or len(dense) != len(teacher.memory.feats):

@@ -4,7 +4,7 @@ from mmdfkd.adapters import Observation, Targets
 from mmdfkd.losses import box_delta_loss, kl_divergence
 from mmdfkd.registry import MODELS
 
-from .base import DistillHead
+from .base import DistillHead, Needs
 
 
 @MODELS.register_module()
@@ -27,7 +27,7 @@ class RoIResponseHead(DistillHead):
         ValueError: On a negative background weight.
     """
 
-    response = True
+    needs = Needs(response=True)
 
     def __init__(
         self,

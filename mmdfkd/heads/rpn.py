@@ -5,7 +5,7 @@ from mmdfkd.adapters import Observation, Response, Targets
 from mmdfkd.losses import binary_kl, box_delta_loss
 from mmdfkd.registry import MODELS
 
-from .base import DistillHead
+from .base import DistillHead, Needs
 
 
 @MODELS.register_module()
@@ -29,7 +29,7 @@ class RPNResponseHead(DistillHead):
         ValueError: On a floor outside [0, 1].
     """
 
-    response = True
+    needs = Needs(response=True)
 
     def __init__(
         self,

@@ -13,8 +13,7 @@ def kl_divergence(
     weight: Tensor | None = None,
     reduction: str = 'batchmean',
 ) -> Tensor:
-    """Softened KL divergence of Hinton et al. (*Distilling the Knowledge in a Neural Network*,
-    2015).
+    """Softened KL divergence of class distributions (Hinton et al., 2015, arXiv 1503.02531).
 
     ``T^2 * mean_b sum_c p^t_bc (log p^t_bc - log p^s_bc)`` with ``p = softmax(z / T)``. The factor
     ``T^2`` keeps the gradient's size when the temperature changes.
@@ -83,10 +82,10 @@ def binary_kl(
     temperature: float = 1.0,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """:func:`bce_with_soft_targets` less the teacher's entropy: the same gradient, and zero where
-    both agree.
+    """Soft binary cross-entropy less the teacher's entropy: same gradient, zero at agreement.
 
-    ``T^2 * mean(q (log q - log p) + (1 - q) (log(1 - q) - log(1 - p)))``.
+    ``T^2 * mean(q (log q - log p) + (1 - q) (log(1 - q) - log(1 - p)))``; see
+    :func:`bce_with_soft_targets`.
 
     Args:
         student_logits (Tensor): Any shape.

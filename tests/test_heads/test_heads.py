@@ -11,6 +11,7 @@ from mmdfkd.heads import (
     DistillHead,
     FeatureHead,
     LogitHead,
+    Needs,
     PyramidHead,
     RoIResponseHead,
     RPNResponseHead,
@@ -69,13 +70,15 @@ class ConstantHead(DistillHead):
 
 
 def test_schedule_is_a_linear_ramp_of_the_weight():
-    head = ConstantHead(loss_weight=2.0, schedule=dict(begin=10, end=20, start=0.5, stop=1.0))
+    head = ConstantHead(
+        loss_weight=2.0, schedule={'begin': 10, 'end': 20, 'start': 0.5, 'stop': 1.0}
+    )
     seen = []
     for iteration in (0, 10, 15, 20, 1000):
         head.set_iteration(iteration)
         seen.append(run(head, None, None)['loss_one'].item())
     assert seen == [1.0, 1.0, 1.5, 2.0, 2.0]
-    head = ConstantHead(schedule=dict(begin=0, end=4))
+    head = ConstantHead(schedule={'begin': 0, 'end': 4})
     head.set_iteration(1)
     assert head.factor == 0.25
     assert ConstantHead(loss_weight=3.0).factor == 3.0
@@ -84,9 +87,9 @@ def test_schedule_is_a_linear_ramp_of_the_weight():
 @pytest.mark.parametrize(
     ('schedule', 'message'),
     [
-        (dict(begin=0), 'end'),
-        (dict(begin=0, stop=1, ende=4), 'ende'),
-        (dict(begin=4, end=4), 'not after'),
+        ({'begin': 0}, 'end'),
+        ({'begin': 0, 'stop': 1, 'ende': 4}, 'ende'),
+        ({'begin': 4, 'end': 4}, 'not after'),
     ],
 )
 def test_schedule_errors(schedule, message):
@@ -101,19 +104,18 @@ def test_names_tell_heads_apart():
 @pytest.mark.parametrize(
     ('cfg', 'response'),
     [
-        (dict(type='mmdfkd.LogitHead'), True),
-        (dict(type='mmdfkd.FeatureHead'), False),
-        (dict(type='mmdfkd.PyramidHead'), True),
-        (dict(type='mmdfkd.PyramidHead', floor=1), False),
-        (dict(type='mmdfkd.PyramidHead', mode='pkd'), False),
-        (dict(type='mmdfkd.RPNResponseHead'), True),
-        (dict(type='mmdfkd.RoIResponseHead'), True),
+        ({'type': 'mmdfkd.LogitHead'}, True),
+        ({'type': 'mmdfkd.FeatureHead'}, False),
+        ({'type': 'mmdfkd.PyramidHead'}, True),
+        ({'type': 'mmdfkd.PyramidHead', 'floor': 1}, False),
+        ({'type': 'mmdfkd.PyramidHead', 'mode': 'pkd'}, False),
+        ({'type': 'mmdfkd.RPNResponseHead'}, True),
+        ({'type': 'mmdfkd.RoIResponseHead'}, True),
     ],
 )
 def test_heads_are_registered_and_say_what_they_need(cfg, response):
     head = MODELS.build(cfg)
-    assert head.response is response
-    assert head.taps_student == head.taps_teacher == ()
+    assert head.needs == Needs(response=response)
 
 
 def test_a_missing_response_is_an_error():
@@ -176,7 +178,7 @@ def built(head, student, teacher):
 
 def test_feature_head_on_vectors():
     s, t = torch.randn(4, 6, requires_grad=True), torch.randn(4, 8)
-    head = built(FeatureHead(), dict(neck=[6]), dict(neck=[8]))
+    head = built(FeatureHead(), {'neck': [6]}, {'neck': [8]})
     loss = run(head, classifier(s), classifier(t))['loss_feature']
     expected = (head.aligners[0](s) - t).square().sum() / t.square().sum()
     assert torch.isclose(loss, expected)
@@ -187,7 +189,7 @@ def test_feature_head_on_vectors():
 
 def test_feature_head_cosine():
     s, t = torch.randn(4, 6), torch.randn(4, 6)
-    head = built(FeatureHead(loss='cosine'), dict(neck=[6]), dict(neck=[6]))
+    head = built(FeatureHead(loss='cosine'), {'neck': [6]}, {'neck': [6]})
     loss = run(head, classifier(s), classifier(t))['loss_feature']
     expected = (1 - torch.cosine_similarity(s, t, dim=1)).mean()
     assert torch.isclose(loss, expected)
@@ -199,7 +201,7 @@ def test_feature_head_slices_prefix_tokens():
     patches, cls = torch.randn(2, 16, 6), torch.randn(2, 1, 6)
     student = classifier(torch.cat([cls, patches], 1))
     teacher = classifier(torch.cat([cls, torch.randn(2, 1, 6), patches], 1))
-    widths = dict(neck=[6])
+    widths = {'neck': [6]}
     head = built(FeatureHead(prefix_tokens=(1, 2)), widths, widths)
     assert run(head, student, teacher)['loss_feature'] == 0
     bare = classifier(patches)
@@ -214,7 +216,7 @@ def test_feature_head_compares_the_class_token_too():
     patches = torch.randn(2, 16, 6)
     t_cls, s_cls = torch.randn(2, 1, 6), torch.randn(2, 1, 6)
     t, s = torch.cat([t_cls, patches], 1), torch.cat([s_cls, patches], 1)
-    head = built(FeatureHead(), dict(neck=[6]), dict(neck=[6]))
+    head = built(FeatureHead(), {'neck': [6]}, {'neck': [6]})
     loss = run(head, classifier(s), classifier(t))['loss_feature']
     assert torch.isclose(loss, (s_cls - t_cls).square().sum() / t.square().sum())
 
@@ -228,7 +230,7 @@ def test_feature_head_resizes_unequal_grids():
         return (y[:, None] + 2 * x[None] + 1).reshape(1, h * w, 1).expand(2, -1, 5)
 
     student, teacher = classifier(plane(8, 8)), classifier(plane(4, 4))
-    head = built(FeatureHead(prefix_tokens=0), dict(neck=[5]), dict(neck=[5]))
+    head = built(FeatureHead(prefix_tokens=0), {'neck': [5]}, {'neck': [5]})
     assert run(head, student, teacher)['loss_feature'] < 1e-12
     assert run(head, teacher, student)['loss_feature'] < 1e-2
     # Grids follow the image's proportions: 4 x 8 patches of a 16 x 32 px image.
@@ -242,10 +244,10 @@ def test_feature_head_taps_in_pairs():
     t0, t1 = torch.randn(2, 17, 8), torch.randn(2, 8, 4, 4)
     s0, s1 = torch.randn(2, 17, 6), torch.randn(2, 4, 4, 6)
     head = FeatureHead(taps_student=['a', 'b'], taps_teacher=['c', 'd'])
-    assert (head.taps_student, head.taps_teacher) == (('a', 'b'), ('c', 'd'))
-    built(head, dict(neck=[9], a=6, b=6), dict(neck=[9], c=8, d=8))
-    student = classifier(None, taps=dict(a=s0, b=s1))
-    teacher = classifier(None, taps=dict(c=t0, d=t1))
+    assert head.needs == Needs(False, ('a', 'b'), ('c', 'd'))
+    built(head, {'neck': [9], 'a': 6, 'b': 6}, {'neck': [9], 'c': 8, 'd': 8})
+    student = classifier(None, taps={'a': s0, 'b': s1})
+    teacher = classifier(None, taps={'c': t0, 'd': t1})
     loss = run(head, student, teacher)['loss_feature']
     first = (head.aligners[0](s0) - t0).square().sum() / t0.square().sum()
     second = (head.aligners[1](s1) - t1.permute(0, 2, 3, 1)).square().sum() / t1.square().sum()
@@ -256,11 +258,11 @@ def test_feature_head_pools():
     """The mean of the teacher's patches against a vector, and against patches."""
     patches = torch.randn(2, 16, 6)
     teacher = classifier(torch.cat([torch.randn(2, 1, 6), patches], 1))
-    head = built(FeatureHead(pool=True), dict(neck=[6]), dict(neck=[6]))
+    head = built(FeatureHead(pool=True), {'neck': [6]}, {'neck': [6]})
     assert run(head, classifier(patches.mean(1)), teacher)['loss_feature'] < 1e-12
     shuffled = torch.cat([torch.randn(2, 1, 6), patches.flip(1)], 1)
     assert run(head, classifier(shuffled), teacher)['loss_feature'] < 1e-12
-    unpooled = built(FeatureHead(), dict(neck=[6]), dict(neck=[6]))
+    unpooled = built(FeatureHead(), {'neck': [6]}, {'neck': [6]})
     with pytest.raises(ValueError, match='pool=True'):
         run(unpooled, classifier(patches.mean(1)), teacher)
 
@@ -269,7 +271,7 @@ def test_feature_head_of_a_distilled_deit():
     """Its output is the pair (class token, distillation token); a plain student meets the class
     token."""
     cls, dist = torch.randn(4, 6), torch.randn(4, 6)
-    head = built(FeatureHead(), dict(neck=[6]), dict(neck=[6]))
+    head = built(FeatureHead(), {'neck': [6]}, {'neck': [6]})
     assert run(head, classifier(cls), classifier((cls, dist)))['loss_feature'] == 0
     assert run(head, classifier((cls, dist)), classifier((cls, dist)))['loss_feature'] == 0
 
@@ -282,8 +284,8 @@ def test_feature_head_errors():
     with pytest.raises(RuntimeError, match='build_aligners'):
         run(FeatureHead(), classifier(torch.zeros(2, 4)), classifier(torch.zeros(2, 4)))
     with pytest.raises(KeyError, match="'missing'"):
-        FeatureHead(taps_student=['missing']).build_aligners(dict(neck=[1]), dict(neck=[1]))
-    head = built(FeatureHead(), dict(neck=[4]), dict(neck=[4]))
+        FeatureHead(taps_student=['missing']).build_aligners({'neck': [1]}, {'neck': [1]})
+    head = built(FeatureHead(), {'neck': [4]}, {'neck': [4]})
     square = torch.randn(2, 4, 4, 4)
     with pytest.raises(ValueError, match='channels_last'):
         run(head, classifier(square), classifier(square))
@@ -295,7 +297,7 @@ def test_feature_head_errors():
 
 def test_pyramid_mimic_equation():
     student, teacher = detection((4, 4, 4)), detection((6, 6, 6))
-    head = built(PyramidHead(floor=0.2), dict(neck=[4] * 3), dict(neck=[6] * 3))
+    head = built(PyramidHead(floor=0.2), {'neck': [4] * 3}, {'neck': [6] * 3})
     loss = run(head, student, teacher)['loss_pyramid']
     expected = 0.0
     for level in range(3):
@@ -312,7 +314,7 @@ def test_pyramid_mimic_looks_where_the_teacher_sees_objects():
     for logits in teacher.response.dense_logits:
         logits.fill_(-30)
     teacher.response.dense_logits[0][:, 1, 3, 3] = 30
-    widths = dict(neck=[4] * 3)
+    widths = {'neck': [4] * 3}
 
     def loss(where, floor):
         student = detection((4, 4, 4))
@@ -330,9 +332,9 @@ def test_pyramid_mimic_looks_where_the_teacher_sees_objects():
 def test_pyramid_without_a_mask_needs_no_response():
     student, teacher = detection((4, 4, 4)), detection((4, 4, 4))
     teacher.response = None
-    widths = dict(neck=[4] * 3)
+    widths = {'neck': [4] * 3}
     for head in (PyramidHead(floor=1), PyramidHead(mode='pkd')):
-        assert not head.response
+        assert not head.needs.response
         assert run(built(head, widths, widths), student, teacher)['loss_pyramid'] > 0.5
     with pytest.raises(ValueError, match='objectness'):
         run(built(PyramidHead(), widths, widths), student, teacher)
@@ -341,13 +343,13 @@ def test_pyramid_without_a_mask_needs_no_response():
 def test_pyramid_pkd_is_blind_to_scale_and_aligns_widths_and_sizes():
     teacher = detection((4, 4, 4))
     student = Observation(Memory(tuple(3 * f + 1 for f in teacher.memory.feats), (32, 32)))
-    widths = dict(neck=[4] * 3)
+    widths = {'neck': [4] * 3}
     head = built(PyramidHead(mode='pkd'), widths, widths)
     assert run(head, student, teacher)['loss_pyramid'] < 1e-5
     narrow = Observation(
         Memory(tuple(torch.randn(2, 3, 5, 7, requires_grad=True) for _ in range(3)), (32, 32))
     )
-    head = built(PyramidHead(mode='pkd'), dict(neck=[3] * 3), widths)
+    head = built(PyramidHead(mode='pkd'), {'neck': [3] * 3}, widths)
     loss = run(head, narrow, teacher)['loss_pyramid']
     loss.backward()
     assert all(f.grad.any() for f in narrow.memory.feats)
@@ -355,14 +357,14 @@ def test_pyramid_pkd_is_blind_to_scale_and_aligns_widths_and_sizes():
 
 def test_pyramid_levels():
     student, teacher = detection((4, 4, 4), grad=True), detection((4, 4, 4))
-    widths = dict(neck=[4] * 3)
+    widths = {'neck': [4] * 3}
     head = built(PyramidHead(levels=[0, -1]), widths, widths)
     run(head, student, teacher)['loss_pyramid'].backward()
     assert [f.grad is not None for f in student.memory.feats] == [True, False, True]
     with pytest.raises(ValueError, match='pyramid of 3'):
         built(PyramidHead(levels=[3]), widths, widths)
     with pytest.raises(ValueError, match='has 2 levels'):
-        built(PyramidHead(), dict(neck=[4] * 2), widths)
+        built(PyramidHead(), {'neck': [4] * 2}, widths)
 
 
 def test_rpn_head_equation():
@@ -435,19 +437,19 @@ def test_roi_head_of_pure_background_moves_no_box():
     assert not student.response.deltas.grad.any()
 
 
-HEADS = dict(
-    mimic=PyramidHead,
-    pkd=lambda: PyramidHead(mode='pkd'),
-    rpn=RPNResponseHead,
-    roi=RoIResponseHead,
-)
+HEADS = {
+    'mimic': PyramidHead,
+    'pkd': lambda: PyramidHead(mode='pkd'),
+    'rpn': RPNResponseHead,
+    'roi': RoIResponseHead,
+}
 
 
 @pytest.mark.parametrize('name', HEADS)
 def test_every_head_is_zero_at_agreement_and_spares_the_teacher(name):
     teacher = detection((4, 4, 4), grad=True)
     student = detection((4, 4, 4), grad=True)
-    widths = dict(neck=[4] * 3)
+    widths = {'neck': [4] * 3}
     head = built(HEADS[name](), widths, widths)
     same = run(head, teacher, teacher)
     assert all(key.startswith('loss_') and abs(v) < 1e-6 for key, v in same.items())
@@ -459,7 +461,7 @@ def test_every_head_is_zero_at_agreement_and_spares_the_teacher(name):
 @pytest.mark.parametrize('name', HEADS)
 def test_no_head_scales_with_the_batch(name):
     student, teacher = detection((4, 4, 4)), detection((4, 4, 4))
-    widths = dict(neck=[4] * 3)
+    widths = {'neck': [4] * 3}
     head = built(HEADS[name](), widths, widths)
     once = run(head, student, teacher)
 
@@ -514,7 +516,7 @@ def test_bfloat16_is_finite(name):
         )
 
     student, teacher = detection((3, 3, 3), grad=True), detection((4, 4, 4))
-    head = built(HEADS[name](), dict(neck=[3] * 3), dict(neck=[4] * 3))
+    head = built(HEADS[name](), {'neck': [3] * 3}, {'neck': [4] * 3})
     with torch.autocast('cpu', torch.bfloat16):
         losses = run(head, halved(student), halved(teacher))
     sum(losses.values()).backward()
@@ -523,7 +525,7 @@ def test_bfloat16_is_finite(name):
 
 
 def test_aligners_are_trained_and_nothing_else():
-    widths = [dict(neck=[3] * 3), dict(neck=[4] * 3)]
+    widths = [{'neck': [3] * 3}, {'neck': [4] * 3}]
     head = built(PyramidHead(), *widths)
     student, teacher = detection((3, 3, 3)), detection((4, 4, 4))
     run(head, student, teacher)['loss_pyramid'].backward()

@@ -259,21 +259,21 @@ def classes_last(f):
     return lambda s, t: f(s.movedim(1, -1), t.movedim(1, -1))
 
 
-MAP_LOSSES = dict(
-    kl=classes_last(kl_divergence),
-    soft_bce=bce_with_soft_targets,
-    binary_kl=binary_kl,
-    pkd=pkd,
-    mimic=masked_mimic,
-    masked=lambda s, t: masked_mimic(s, t, t[:, :1].double().sigmoid()),
-    absolute=lambda s, t: masked_mimic(s, t, t[:, :1].double().sigmoid(), normalize=False),
-    cosine=cosine_distance,
-    box=lambda s, t: box_delta_loss(
+MAP_LOSSES = {
+    'kl': classes_last(kl_divergence),
+    'soft_bce': bce_with_soft_targets,
+    'binary_kl': binary_kl,
+    'pkd': pkd,
+    'mimic': masked_mimic,
+    'masked': lambda s, t: masked_mimic(s, t, t[:, :1].double().sigmoid()),
+    'absolute': lambda s, t: masked_mimic(s, t, t[:, :1].double().sigmoid(), normalize=False),
+    'cosine': cosine_distance,
+    'box': lambda s, t: box_delta_loss(
         s[:, :4].movedim(1, -1).reshape(-1, 4),
         t[:, :4].movedim(1, -1).reshape(-1, 4),
         t[:, :1].double().sigmoid().flatten(),
     ),
-)
+}
 
 
 @pytest.mark.parametrize('name', MAP_LOSSES)
