@@ -69,7 +69,7 @@ def check_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ValueError: Anything else.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(
             f'image_size must be a positive integer or (height, width) of two of them, in pixels; got {image_size!r}.'

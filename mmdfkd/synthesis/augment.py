@@ -51,7 +51,9 @@ class LightAugment:
             matrix = matrix[::-1]
         zoom = np.exp(rng.uniform(*np.log(self.scale)))
         shift = rng.uniform(-2, 2, 2) * self.shift
-        colour = np.stack([np.exp(rng.normal(0, 1, 3) * self.contrast), rng.normal(0, 1, 3) * self.brightness])
+        colour = np.stack(
+            [np.exp(rng.normal(0, 1, 3) * self.contrast), rng.normal(0, 1, 3) * self.brightness]
+        )
         return np.concatenate([matrix / zoom, shift[:, None]], 1), colour
 
     def __call__(self, images: Tensor, seed: int, indices: Sequence[int]) -> Tensor:
@@ -75,6 +77,10 @@ class LightAugment:
         a = affine[:, :, :, None, None]
         grid = a[:, :, 0] * x + a[:, :, 1] * y[:, None] + a[:, :, 2]
         moved = F.grid_sample(
-            images, grid.permute(0, 2, 3, 1), mode='bilinear', padding_mode='reflection', align_corners=False
+            images,
+            grid.permute(0, 2, 3, 1),
+            mode='bilinear',
+            padding_mode='reflection',
+            align_corners=False,
         )
         return ((moved - 0.5) * colour[:, 0] + 0.5 + colour[:, 1]).clamp_(0, 1)

@@ -12,7 +12,7 @@ def proposed_layout(
     logits: Tensor,
     labels: Tensor,
     sure: float = 0.3,
-    most: float = 8,
+    most: int = 8,
     max_iou: float = 0.3,
 ) -> Targets:
     """For each image, one box of the class wanted of it and the boxes of what the teacher already sees.

@@ -5,7 +5,7 @@ in pixels, to which the scales are relative.
 """
 
 from collections.abc import Callable
-from math import cos, exp, log, pi, sin
+from math import cos, pi, sin
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ Field = Callable[[np.random.Generator, int, int, float], np.ndarray]
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     """A number in [low, high] whose logarithm is uniform."""
-    return exp(rng.uniform(log(low), log(high)))
+    return low * (high / low) ** rng.random()
 
 
 def spread(field: np.ndarray) -> np.ndarray:
@@ -96,7 +96,9 @@ def waves(rng: np.random.Generator, h: int, w: int, side: float) -> np.ndarray:
         distance = ramp(rng, h, w)
         if rng.random() < 0.4:
             bend = rng.uniform(0.2, 1.5) * period
-            distance += np.sin(ramp(rng, h, w) * (2 * pi / (period * rng.uniform(2, 8)))) * np.float32(bend)
+            distance += np.sin(
+                ramp(rng, h, w) * (2 * pi / (period * rng.uniform(2, 8)))
+            ) * np.float32(bend)
     return _shaped(rng, distance * np.float32(2 * pi / period))
 
 
@@ -146,7 +148,14 @@ KINDS: tuple[tuple[Field, float], ...] = (
 _CUMULATIVE = np.cumsum([share for _, share in KINDS])
 
 
+def weighted(rng: np.random.Generator, cumulative: np.ndarray) -> int:
+    """An index, chosen by weights of which ``cumulative`` holds the running sum."""
+    return min(
+        int(np.searchsorted(cumulative, rng.random() * cumulative[-1], 'right')),
+        len(cumulative) - 1,
+    )
+
+
 def any_field(rng: np.random.Generator, h: int, w: int, side: float) -> np.ndarray:
     """A field of a random kind."""
-    kind = min(int(np.searchsorted(_CUMULATIVE, rng.random() * _CUMULATIVE[-1], 'right')), len(KINDS) - 1)
-    return KINDS[kind][0](rng, h, w, side)
+    return KINDS[weighted(rng, _CUMULATIVE)][0](rng, h, w, side)

@@ -11,7 +11,7 @@ from math import ceil, floor, pi
 import cv2
 import numpy as np
 
-from .fields import log_uniform
+from .fields import log_uniform, weighted
 
 
 @dataclass
@@ -70,7 +70,7 @@ def pebble(rng: np.random.Generator) -> np.ndarray:
 
 
 def spline(points: np.ndarray, closed: bool, per_segment: int = 8) -> np.ndarray:
-    """A centripetal-free (uniform) Catmull-Rom curve through ``points`` ``[N, 2]``."""
+    """A uniform Catmull-Rom curve through ``points`` ``[N, 2]``."""
     if closed:
         p = np.concatenate([points[-1:], points, points[:2]])
     else:
@@ -135,10 +135,11 @@ def _unit(points: np.ndarray) -> np.ndarray:
 
 _OUTLINES = (superellipse, rectangle, star, pebble)
 _LINES = (walk, scatter, coil, ripple)
+_LINE_SHARES = np.cumsum((0.36, 0.24, 0.28, 0.12))
 
 
 def _open_line(rng: np.random.Generator) -> np.ndarray:
-    kind = _LINES[int(rng.choice(4, p=(0.36, 0.24, 0.28, 0.12)))]
+    kind = _LINES[weighted(rng, _LINE_SHARES)]
     points = kind(rng)
     if kind is scatter or (kind is walk and rng.random() < 0.55 and len(points) > 2):
         points = spline(points, closed=False)
@@ -151,7 +152,9 @@ def _width(rng: np.random.Generator, n: int) -> float | np.ndarray:
     if rng.random() < 0.65 or n < 2:
         return mean
     t = np.linspace(0, 1, n)
-    return mean * np.exp(rng.uniform(0.2, 0.8) * np.sin(2 * pi * (t * rng.uniform(0.3, 2) + rng.random())))
+    return mean * np.exp(
+        rng.uniform(0.2, 0.8) * np.sin(2 * pi * (t * rng.uniform(0.3, 2) + rng.random()))
+    )
 
 
 def solid(rng: np.random.Generator) -> list[Path]:
@@ -204,7 +207,11 @@ def hatch(rng: np.random.Generator) -> list[Path]:
     n = int(rng.integers(2, 8))
     gap = 1 / n
     width = gap * rng.uniform(0.15, 0.6)
-    ends = rng.uniform(0.2, 0.5, (n, 2)) if rng.random() < 0.5 else np.full((n, 2), rng.uniform(0.2, 0.5))
+    ends = (
+        rng.uniform(0.2, 0.5, (n, 2))
+        if rng.random() < 0.5
+        else np.full((n, 2), rng.uniform(0.2, 0.5))
+    )
     y = (np.arange(n) + 0.5) * gap - 0.5
     return [Path(np.array([[-a, v], [b, v]]), width) for (a, b), v in zip(ends, y, strict=True)]
 
@@ -222,7 +229,9 @@ def swarm(rng: np.random.Generator) -> list[Path]:
     for centre in centres:
         scale = small * rng.uniform(0.6, 1.2)
         matrix = _turn(rng.uniform(0, 2 * pi)) * scale
-        paths += [Path(p.points @ matrix + centre, _scaled(p.width, scale), p.closed) for p in model]
+        paths += [
+            Path(p.points @ matrix + centre, _scaled(p.width, scale), p.closed) for p in model
+        ]
     return paths
 
 
@@ -242,8 +251,7 @@ _CUMULATIVE = np.cumsum([share for _, share in KINDS])
 
 def any_figure(rng: np.random.Generator) -> list[Path]:
     """A figure of a random kind, in the unit frame."""
-    kind = min(int(np.searchsorted(_CUMULATIVE, rng.random() * _CUMULATIVE[-1], 'right')), len(KINDS) - 1)
-    return KINDS[kind][0](rng)
+    return KINDS[weighted(rng, _CUMULATIVE)][0](rng)
 
 
 def _turn(angle: float) -> np.ndarray:
@@ -271,17 +279,25 @@ def place(
     return [Path(p.points @ matrix + centre, _scaled(p.width, extent), p.closed) for p in paths]
 
 
-def rasterise(paths: list[Path], h: int, w: int) -> tuple[np.ndarray, int, int] | None:
+def rasterise(
+    paths: list[Path], h: int, w: int, room: float = 0.0
+) -> tuple[np.ndarray, int, int] | None:
     """The mask of a figure, as far as it lies in an image of ``h`` x ``w`` pixels.
 
     Small figures are drawn at up to four times the resolution, so that fine widths keep their value.
+
+    Args:
+        paths (list[Path]): In pixels.
+        h (int): Height of the image.
+        w (int): Width of the image.
+        room (float): Pixels to leave around the figure, for what will blur it.
 
     Returns:
         tuple | None: Mask uint8 ``[mh, mw]``, its first row and column; None where nothing is inside.
     """
     widest = max(0.0 if p.width is None else float(np.max(p.width)) for p in paths)
     points = np.concatenate([p.points for p in paths])
-    margin = widest / 2 + 1.5
+    margin = widest / 2 + 1.5 + room
     (x0, y0), (x1, y1) = points.min(0) - margin, points.max(0) + margin
     x0, y0 = max(0, floor(x0)), max(0, floor(y0))
     x1, y1 = min(w, ceil(x1) + 1), min(h, ceil(y1) + 1)

@@ -23,21 +23,23 @@ class ProceduralRenderer:
 
     Args:
         figures (tuple[int, int]): Least and most figures an image; small numbers are more frequent.
-        extent (tuple[float, float]): Range of a figure's longest side, relative to the image's shorter side;
-            log-uniform.
+        extent (tuple[float, float]): Range of a figure's longest side, relative to the image's shorter side, but at
+            least 4 px; log-uniform.
         plain (float): Share of images with a flat or almost flat ground.
     """
 
     def __init__(
         self,
-        figures: tuple[int, int] = (1, 16),
+        figures: tuple[int, int] = (2, 16),
         extent: tuple[float, float] = (0.05, 1.2),
         plain: float = 0.2,
     ) -> None:
         if not 0 <= figures[0] <= figures[1]:
             raise ValueError(f'ProceduralRenderer: figures must be (least, most), not {figures}.')
         if not 0 < extent[0] <= extent[1]:
-            raise ValueError(f'ProceduralRenderer: extent must be (least, most), above 0, not {extent}.')
+            raise ValueError(
+                f'ProceduralRenderer: extent must be (least, most), above 0, not {extent}.'
+            )
         self.figures = figures
         self.extent = extent
         self.plain = plain
@@ -75,7 +77,9 @@ class ProceduralRenderer:
                 # Colours of their own in every place: three fields, mixed so that they are partly alike.
                 mix = np.eye(3, dtype=np.float32) + rng.uniform(0, 2)
                 exponent = rng.uniform(0.5, 1.8)
-                fields = np.stack([spread(spectral(rng, h, w, side, exponent)) for _ in range(3)]) - 0.5
+                fields = (
+                    np.stack([spread(spectral(rng, h, w, side, exponent)) for _ in range(3)]) - 0.5
+                )
                 canvas[:] = np.tensordot(mix / mix.sum(1, keepdims=True), fields, 1)
                 canvas *= np.float32(2 * amount)
                 canvas += first[:, None, None]
@@ -85,34 +89,41 @@ class ProceduralRenderer:
                 amount = rng.uniform(0, 0.4) if rng.random() < 0.5 else 0.0
         if amount > 0.02:
             tint = rng.normal(0, 1, 3).astype(np.float32) * 0.3 + 1
-            canvas += (any_field(rng, h, w, side) - 0.5) * (tint * np.float32(amount))[:, None, None]
+            canvas += (any_field(rng, h, w, side) - 0.5) * (tint * np.float32(amount))[
+                :, None, None
+            ]
         return canvas
 
     def _figure(self, rng: np.random.Generator, canvas: np.ndarray) -> None:
         """Paint one figure over ``canvas`` in place."""
         _, h, w = canvas.shape
         side = float(min(h, w))
-        extent = side * log_uniform(rng, *self.extent)
+        extent = max(4.0, side * log_uniform(rng, *self.extent))
         centre = (rng.uniform(0, w), rng.uniform(0, h))
+        shade = extent * rng.uniform(0.01, 0.05) if rng.random() < 0.12 else 0.0
+        soft = extent * rng.uniform(0.005, 0.05) if rng.random() < 0.15 else 0.0
         if rng.random() < 0.05:
             layer = _blob(rng, h, w, centre, extent, side)
         else:
             aspect = 1.0 if rng.random() < 0.5 else log_uniform(rng, 0.4, 1.0)
-            layer = rasterise(place(any_figure(rng), centre, extent, rng.uniform(0, 2 * pi), aspect), h, w)
+            paths = place(any_figure(rng), centre, extent, rng.uniform(0, 2 * pi), aspect)
+            layer = rasterise(paths, h, w, room=3 * max(shade, soft))
         if layer is None:
             return
         mask, y, x = layer
-        if rng.random() < 0.12:
-            _shade(rng, canvas, mask, y, x, extent)
+        if shade:
+            _shade(rng, canvas, mask, y, x, extent, max(0.5, shade))
         alpha = mask.astype(np.float32)
-        if rng.random() < 0.15:
-            alpha = cv2.GaussianBlur(alpha, (0, 0), max(0.4, extent * rng.uniform(0.005, 0.06)))
+        if soft:
+            alpha = cv2.GaussianBlur(alpha, (0, 0), max(0.4, soft))
         opacity = 1.0 if rng.random() < 0.65 else rng.uniform(0.25, 1.0)
         alpha *= np.float32(opacity / 255)
-        place_ = canvas[:, y : y + mask.shape[0], x : x + mask.shape[1]]
-        under = place_[:, ::3, ::3].mean((1, 2))
+        ground = canvas[:, y : y + mask.shape[0], x : x + mask.shape[1]]
+        # A few of the pixels below are enough to choose a contrast.
+        every = max(1, min(mask.shape) // 5)
+        under = ground[:, ::every, ::every].reshape(3, -1).mean(1)
         paint = self._paint(rng, under, mask.shape, side)
-        place_ += alpha * (paint - place_)
+        ground += alpha * (paint - ground)
 
     def _paint(
         self, rng: np.random.Generator, under: np.ndarray, shape: tuple[int, int], side: float
@@ -127,7 +138,9 @@ class ProceduralRenderer:
         return _between(paint, field, colour, _near(rng, colour, rng.uniform(0.1, 0.8)))
 
 
-def _between(out: np.ndarray, field: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _between(
+    out: np.ndarray, field: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
     """Fill ``out`` ``[3, h, w]`` from ``first`` to ``second`` as ``field`` ``[h, w]`` goes from 0 to 1."""
     np.multiply(field, (second - first)[:, None, None], out=out)
     out += first[:, None, None]
@@ -151,7 +164,12 @@ def _near(rng: np.random.Generator, colour: np.ndarray, distance: float) -> np.n
 
 
 def _blob(
-    rng: np.random.Generator, h: int, w: int, centre: tuple[float, float], extent: float, side: float
+    rng: np.random.Generator,
+    h: int,
+    w: int,
+    centre: tuple[float, float],
+    extent: float,
+    side: float,
 ) -> tuple[np.ndarray, int, int] | None:
     """Islands of thresholded noise within a round window; as :func:`rasterise` returns them."""
     y0, y1 = max(0, int(centre[1] - extent / 2)), min(h, int(centre[1] + extent / 2) + 2)
@@ -163,15 +181,25 @@ def _blob(
     x = (np.arange(x0, x1, dtype=np.float32) - np.float32(centre[0])) * np.float32(2 / extent)
     field -= (y * y)[:, None] + x * x
     field += np.float32(rng.uniform(0, 0.3))
-    return np.clip(field * np.float32(255 * log_uniform(rng, 4, 12)), 0, 255).astype(np.uint8), y0, x0
+    return (
+        np.clip(field * np.float32(255 * log_uniform(rng, 4, 12)), 0, 255).astype(np.uint8),
+        y0,
+        x0,
+    )
 
 
 def _shade(
-    rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, y: int, x: int, extent: float
+    rng: np.random.Generator,
+    canvas: np.ndarray,
+    mask: np.ndarray,
+    y: int,
+    x: int,
+    extent: float,
+    sigma: float,
 ) -> None:
     """Darken ``canvas`` in place under a figure, a little off to one side and blurred."""
-    soft = cv2.GaussianBlur(mask, (0, 0), max(0.5, extent * rng.uniform(0.01, 0.05)))
-    dy, dx = (int(round(v)) for v in rng.uniform(-0.08, 0.08, 2) * extent)
+    soft = cv2.GaussianBlur(mask, (0, 0), sigma)
+    dy, dx = (round(v) for v in rng.uniform(-0.08, 0.08, 2) * extent)
     h, w = canvas.shape[1:]
     top, left = max(0, y + dy), max(0, x + dx)
     bottom, right = min(h, y + dy + mask.shape[0]), min(w, x + dx + mask.shape[1])
@@ -198,7 +226,9 @@ def _camera(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     if rng.random() < 0.5:
         sigma = 255 * log_uniform(rng, 0.004, 0.08)
         coloured = rng.random() < 0.7
-        noise = rng.standard_normal((3 if coloured else 1, h, w), dtype=np.float32) * np.float32(sigma)
+        noise = rng.standard_normal((3 if coloured else 1, h, w), dtype=np.float32) * np.float32(
+            sigma
+        )
         image = np.clip(image + noise, 0, 255).astype(np.uint8)
     return image
 

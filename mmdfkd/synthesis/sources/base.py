@@ -29,7 +29,12 @@ class SyntheticSource(BaseModule):
         self.device = torch.device('cpu')
 
     def prepare(
-        self, teacher: Adapter, *, seed: int, image_size: tuple[int, int], device: torch.device | str
+        self,
+        teacher: Adapter,
+        *,
+        seed: int,
+        image_size: tuple[int, int],
+        device: torch.device | str,
     ) -> None:
         """Get ready, before the first step and after the teacher has its weights.
 

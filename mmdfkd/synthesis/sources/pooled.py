@@ -81,7 +81,12 @@ class PooledSource(SyntheticSource):
         self.covered = np.zeros(0, np.int64)
 
     def prepare(
-        self, teacher: Adapter, *, seed: int, image_size: tuple[int, int], device: torch.device | str
+        self,
+        teacher: Adapter,
+        *,
+        seed: int,
+        image_size: tuple[int, int],
+        device: torch.device | str,
     ) -> None:
         """Render the pool and have it scored; progress is logged.
 
@@ -116,7 +121,9 @@ class PooledSource(SyntheticSource):
                 self.pool[done : done + len(images)] = images
                 done += len(images)
                 if self.balance:
-                    votes.append(teacher.class_votes(teacher.encode(self._pixels(images))).float().cpu())
+                    votes.append(
+                        teacher.class_votes(teacher.encode(self._pixels(images))).float().cpu()
+                    )
                 now = time.perf_counter()
                 if now - told > 5 and done < self.pool_size:
                     print_log(
@@ -127,7 +134,10 @@ class PooledSource(SyntheticSource):
                     told = now
         if self.balance:
             self._weigh(torch.cat(votes).numpy())
-        print_log(f'Pool of {self.pool_size} images ready in {time.perf_counter() - start:.1f} s', 'current')
+        print_log(
+            f'Pool of {self.pool_size} images ready in {time.perf_counter() - start:.1f} s',
+            'current',
+        )
 
     def _weigh(self, votes: np.ndarray) -> None:
         """Keep the votes ``[N, classes]`` class by class and report what balancing changes."""

@@ -67,7 +67,9 @@ class RefinedSource(SyntheticSource):
         augment: Mapping | None = None,
     ) -> None:
         super().__init__()
-        for name, value in dict(every=every, batch=batch, steps=steps, max_images=max_images).items():
+        for name, value in dict(
+            every=every, batch=batch, steps=steps, max_images=max_images
+        ).items():
             if value < 1:
                 raise ValueError(f'RefinedSource: {name} must be at least 1, got {value}.')
         if not 0 <= share <= 1:
@@ -87,7 +89,12 @@ class RefinedSource(SyntheticSource):
         self.register_buffer('written', torch.zeros((), dtype=torch.int64))
 
     def prepare(
-        self, teacher: Adapter, *, seed: int, image_size: tuple[int, int], device: torch.device | str
+        self,
+        teacher: Adapter,
+        *,
+        seed: int,
+        image_size: tuple[int, int],
+        device: torch.device | str,
     ) -> None:
         """Prepare the inner source and choose the priors that suit the teacher; says which."""
         super().prepare(teacher, seed=seed, image_size=image_size, device=device)
@@ -100,7 +107,10 @@ class RefinedSource(SyntheticSource):
             else:
                 print_log(f'Refinement: {prior.name} left out: {reason}', 'current')
         names = ', '.join(f'{prior.weight:g} {prior.name}' for prior in self._used)
-        print_log(f'Refinement: {self.batch} images every {self.every} steps, {self.steps} times down {names}', 'current')
+        print_log(
+            f'Refinement: {self.batch} images every {self.every} steps, {self.steps} times down {names}',
+            'current',
+        )
 
     def refresh(self, teacher: Adapter, student: Adapter, iteration: int) -> dict[str, float]:
         """Refine a batch if it is time.
@@ -120,7 +130,9 @@ class RefinedSource(SyntheticSource):
         items = [dict(g=_OFFSET + serial) for serial in serials]
         with frozen(teacher.net, student.net):
             images = self.source.draw_for(items, labels)
-            images, found = self.refine(images, torch.as_tensor(labels).to(images.device), teacher, student)
+            images, found = self.refine(
+                images, torch.as_tensor(labels).to(images.device), teacher, student
+            )
         images = (images * 255).round().to(torch.uint8)
         self._keep(torch.cat(all_gather(images))[: self.batch] if world > 1 else images)
         return {**logs, **found}
@@ -173,10 +185,16 @@ class RefinedSource(SyntheticSource):
                 with torch.no_grad():
                     images.clamp_(0, 1)
         logs = {f'refined/{prior.name}': float(term.mean()) for prior, term in terms.items()}
-        return best_images, {'refined/before': float(first.mean()), 'refined/after': float(best.mean()), **logs}
+        return best_images, {
+            'refined/before': float(first.mean()),
+            'refined/after': float(best.mean()),
+            **logs,
+        }
 
     @torch.no_grad()
-    def _targets(self, images: Tensor, labels: Tensor, teacher: Adapter) -> tuple[Targets, Probe | None]:
+    def _targets(
+        self, images: Tensor, labels: Tensor, teacher: Adapter
+    ) -> tuple[Targets, Probe | None]:
         """What the images are to show, and where the networks are asked meanwhile."""
         memory = teacher.encode(images)
         probe = teacher.propose(memory)
@@ -192,7 +210,9 @@ class RefinedSource(SyntheticSource):
         room = self.max_images - len(self.ring)
         self.ring = torch.cat([self.ring, images[:room]])
         rest = images[room:]
-        at = (int(self.written) + min(room, len(images)) + torch.arange(len(rest))) % self.max_images
+        at = (
+            int(self.written) + min(room, len(images)) + torch.arange(len(rest))
+        ) % self.max_images
         self.ring[at.to(self.ring.device)] = rest
         self.written += len(images)
 
