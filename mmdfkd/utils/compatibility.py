@@ -51,8 +51,8 @@ def untested_message(installed: Mapping[str, str]) -> str | None:
     forks = [name for name in ONEDL if name in installed]
     if originals and forks:
         parts.append(
-            f'{", ".join(forks)} and {", ".join(originals)} are installed together, although they '
-            'hold the same packages and overwrite each other: use a fresh environment with one family.'
+            f'{", ".join(forks)} and {", ".join(originals)} are installed together. They hold the '
+            'same packages and overwrite each other: use a fresh environment with one family.'
         )
     untested = [
         f'{name} {version}'

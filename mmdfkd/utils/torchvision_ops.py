@@ -1,10 +1,10 @@
 """Lets a torchvision whose compiled operators cannot be loaded be imported all the same.
 
-A CPU build of torch beside a torchvision built for CUDA is a common pair: an index that serves one of them as
-a plain wheel gives it. ``import torchvision`` then fails with ``operator torchvision::nms does not exist``,
-because torchvision registers meta kernels for operators that its unloadable extension should have declared.
-Declaring the two schemas is enough; the operators themselves stay absent, which nothing here needs, since the
-toolboxes use mmcv's own NMS.
+A CPU build of torch beside a torchvision built for CUDA is a common pair: an index that serves one
+of them as a plain wheel gives it. ``import torchvision`` then fails with ``operator
+torchvision::nms does not exist``, because torchvision registers meta kernels for operators that its
+unloadable extension should have declared. Declaring the two schemas is enough; the operators
+themselves stay absent, which nothing here needs, since the toolboxes use mmcv's own NMS.
 """
 
 import importlib.machinery
@@ -24,8 +24,8 @@ _libraries = []
 def ensure_nms_schema() -> bool:
     """Declare ``torchvision::nms`` and ``torchvision::qnms`` where torchvision's own are absent.
 
-    To be called before torchvision is imported. Nothing is done where torch or torchvision is not installed,
-    where torchvision is imported already, and where its extension loads.
+    To be called before torchvision is imported. Nothing is done where torch or torchvision is not
+    installed, where torchvision is imported already, and where its extension loads.
 
     Returns:
         bool: True if the schemas stand in for torchvision's own, by this call or by an earlier one.
@@ -55,9 +55,10 @@ def _declared(torch) -> bool:
 
 
 def _extension_loads(torch, package_dir: str) -> bool:
-    """Whether torchvision's ``_C`` can be loaded, found and loaded as ``torchvision.extension`` does it.
+    """Whether torchvision's ``_C`` can be loaded, the way ``torchvision.extension`` does it.
 
-    A second load by torchvision itself is a no-op: the dynamic loader returns the library that is there.
+    A second load by torchvision itself is a no-op: the dynamic loader returns the library that is
+    there.
     """
     try:
         torch.ops.load_library(_extension_path(package_dir))
@@ -67,7 +68,7 @@ def _extension_loads(torch, package_dir: str) -> bool:
 
 
 def _extension_path(package_dir: str) -> str:
-    """Path of ``_C``, asked of torchvision's own helper, which also prepares DLL folders on Windows.
+    """Path of ``_C``, from torchvision's own helper, which also prepares DLL folders on Windows.
 
     The helper's file is run alone: importing it by name would import all of torchvision.
 
