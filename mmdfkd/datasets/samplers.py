@@ -10,16 +10,19 @@ from mmdfkd.registry import DATA_SAMPLERS
 class GlobalIndexSampler(Sampler):
     """Yields every sample's global index ``g``, for ever.
 
-    Process ``r`` of ``w`` takes ``r, r + w, r + 2 w, ...``: after any number of steps with any batch size, all
-    processes together have taken ``0 .. steps * global_batch - 1``. So step ``t`` sees the indices
-    ``t * global_batch`` to ``(t + 1) * global_batch - 1``, however many processes share them.
+    Process ``r`` of ``w`` takes ``r, r + w, r + 2 w, ...``: after any number of steps with any
+    batch size, all processes together have taken ``0 .. steps * global_batch - 1``. So step ``t``
+    sees the indices ``t * global_batch`` to ``(t + 1) * global_batch - 1``, however many processes
+    share them.
 
-    For iteration-based loops. A resumed run calls :meth:`skip` where the loop knows it (OneDL's mmengine), which costs
-    nothing; elsewhere (mmengine 0.10.7) the loop draws the past items again and arrives at the same index.
+    For iteration-based loops. A resumed run calls :meth:`skip` where the loop knows it (OneDL's
+    mmengine), which costs nothing; elsewhere (mmengine 0.10.7) the loop draws the past items again
+    and arrives at the same index.
 
     Args:
         dataset (Sized): The dataset.
-        seed (int | None): Given by the Runner to every sampler; the order of the indices does not depend on it.
+        seed (int | None): Given by the Runner to every sampler; the order of the indices does not
+            depend on it.
     """
 
     def __init__(self, dataset: Sized, seed: int | None = None) -> None:

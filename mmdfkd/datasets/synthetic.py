@@ -10,16 +10,18 @@ from mmdfkd.registry import DATASETS, TASK_UTILS
 class SyntheticDataset(Dataset):
     """A dataset without files: sample ``g`` is its index and, if a renderer is set, its pixels.
 
-    The pixels are a function of ``(seed, g)`` alone, whatever the rank, the worker or the number of processes.
+    The pixels are a function of ``(seed, g)`` alone, whatever the rank, the worker or the number of
+    processes.
 
     Args:
         image_size (int | Sequence[int]): Side, or height and width, in pixels.
-        renderer (Mapping | None): Config of a renderer (see ``mmdfkd.datasets.renderers``), run in the dataloader's
-            workers. None where the source makes or keeps its images itself: an item then costs nothing.
+        renderer (Mapping | None): Config of a renderer (see ``mmdfkd.datasets.renderers``), run in
+            the dataloader's workers. None where the source makes or keeps its images itself: an
+            item then costs nothing.
         seed (int): Seed of the pixels, not negative.
         metainfo (Mapping | None): As of any mmengine dataset, such as ``dict(classes=...)``.
-        length (int): What ``len()`` says: the samples of a nominal epoch. Any index from 0 on is valid, since
-            :class:`GlobalIndexSampler` never ends.
+        length (int): What ``len()`` says: the samples of a nominal epoch. Any index from 0 on is
+            valid, since :class:`GlobalIndexSampler` never ends.
 
     Raises:
         ValueError: If the image size, the seed or the length make no sense.
@@ -72,6 +74,7 @@ def check_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(
-            f'image_size must be a positive integer or (height, width) of two of them, in pixels; got {image_size!r}.'
+            'image_size must be a positive integer or (height, width) of two of them, in pixels; '
+            f'got {image_size!r}.'
         )
     return size

@@ -11,14 +11,15 @@ from mmdfkd.registry import TASK_UTILS
 
 @TASK_UTILS.register_module()
 class LightAugment:
-    """Flips, quarter turns, a crop of random scale and place, and a colour jitter; a function of ``(seed, g)``.
+    """Flips, quarter turns, a random crop and a colour jitter; a function of ``(seed, g)``.
 
     What an image shows has no right side up, so flips and turns are as good as new images.
 
     Args:
         flip (float): Probability of a horizontal flip; likewise of a vertical one.
         turn (float): Probability of a quarter turn (square images only).
-        scale (tuple[float, float]): Range of the enlargement, log-uniform; below 1 the borders are mirrored.
+        scale (tuple[float, float]): Range of the enlargement, log-uniform; below 1 the borders are
+            mirrored.
         shift (float): Most shift in each direction, as a share of the side.
         contrast (float): Deviation of the logarithm of each channel's contrast.
         brightness (float): Deviation of each channel's brightness, of 1.
@@ -43,7 +44,7 @@ class LightAugment:
         self.brightness = brightness
 
     def _draw(self, seed: int, g: int, square: bool) -> tuple[np.ndarray, np.ndarray]:
-        """The affine map ``[2, 3]`` (output to input, in [-1, 1]) and the colour map ``[2, 3]`` of one sample."""
+        """The affine map (output to input, in [-1, 1]) and the colour map, each ``[2, 3]``."""
         rng = stream('augment', seed, g)
         matrix = np.diag(np.where(rng.random(2) < self.flip, -1.0, 1.0))
         turned = rng.random() < self.turn

@@ -6,10 +6,10 @@ from torch import nn
 
 @contextmanager
 def frozen(*nets: nn.Module) -> Iterator[None]:
-    """Hold networks still: evaluation mode, no parameter asks for a gradient; both restored exactly.
+    """Hold networks still: evaluation mode and no parameter gradients; both restored exactly.
 
-    Gradients flow through the networks to their inputs and nowhere else: nothing is added to any ``.grad``, and the
-    backward pass computes no weight gradients (a third of its cost).
+    Gradients flow through the networks to their inputs and nowhere else: nothing is added to any
+    ``.grad``, and the backward pass computes no weight gradients (a third of its cost).
 
     Args:
         *nets (nn.Module): The networks; frozen ones among them stay as they are.
@@ -18,7 +18,8 @@ def frozen(*nets: nn.Module) -> Iterator[None]:
     wants = [(parameter, parameter.requires_grad) for net in nets for parameter in net.parameters()]
     try:
         for net in nets:
-            # Module by module: `train` may be overridden with side effects (frozen stages, frozen norms).
+            # Module by module: `train` may be overridden with side effects (frozen stages, frozen
+            # norms).
             for module in net.modules():
                 module.training = False
         for parameter, _ in wants:

@@ -1,4 +1,4 @@
-"""Box layouts that come from the teacher itself: its own proposals, with the classes that are wanted."""
+"""Box layouts from the teacher itself: its own proposals, with the classes that are wanted."""
 
 import torch
 from mmdet.structures.bbox import bbox_overlaps
@@ -15,14 +15,16 @@ def proposed_layout(
     most: int = 8,
     max_iou: float = 0.3,
 ) -> Targets:
-    """For each image, one box of the class wanted of it and the boxes of what the teacher already sees.
+    """One box of the class wanted of each image, and the boxes of what the teacher already sees.
 
-    The wanted class goes to the proposal that the teacher finds most like it. The rest keeps the teacher's own class, so
-    that the layout asks for what a few steps can reach, and nothing that is seen has to vanish.
+    The wanted class goes to the proposal that the teacher finds most like it. The rest keeps the
+    teacher's own class, so that the layout asks for what a few steps can reach, and nothing that is
+    seen has to vanish.
 
     Args:
         probe (Probe): The teacher's proposals.
-        logits (Tensor): The teacher's class logits there, background last, ``[sum K_i, classes + 1]``.
+        logits (Tensor): The teacher's class logits there, background last, ``[sum K_i, classes +
+            1]``.
         labels (Tensor): The class wanted of each image, ``[B]``.
         sure (float): Least probability of what counts as already seen.
         most (int): Most boxes an image.

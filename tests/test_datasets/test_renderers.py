@@ -59,7 +59,8 @@ def test_procedural_images_vary_at_every_scale():
     contrast = images.std((2, 3)).mean(1)
     assert contrast.std() > 0.05
     assert (contrast < 0.02).mean() < 0.1
-    # Structure survives averaging over 8 x 8 pixels: it is not fine noise, as with the noise renderer.
+    # Structure survives averaging over 8 x 8 pixels: it is not fine noise, as with the noise
+    # renderer.
     coarse = images.reshape(120, 3, 8, 8, 8, 8).mean((3, 5)).std((2, 3)).mean()
     noise = np.stack([NoiseRenderer()(0, g, (64, 64)) for g in range(20)]) / 255
     assert coarse > 3 * noise.reshape(20, 3, 8, 8, 8, 8).mean((3, 5)).std((2, 3)).mean()

@@ -1,4 +1,4 @@
-"""The dataset without files and its sampler: the same samples whatever the workers, the ranks, the resumption."""
+"""The dataset without files and its sampler: the same samples whatever workers and ranks."""
 
 import itertools
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from nets import classifier, detector
+from synthesis_nets import classifier, detector
 
 from mmdfkd.adapters import Targets
 from mmdfkd.synthesis import DivergencePrior, SynthesisContext, TargetPrior, TotalVariationPrior

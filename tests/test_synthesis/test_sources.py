@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from nets import classifier, detector
+from synthesis_nets import classifier, detector
 
 from mmdfkd.adapters import ClassifierAdapter, Targets
 from mmdfkd.registry import MODELS

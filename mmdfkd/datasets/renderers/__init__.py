@@ -1,4 +1,4 @@
-"""Renderers: ``renderer(seed, g, size) -> uint8 [3, H, W]``, a function of its arguments and of nothing else."""
+"""Renderers: ``renderer(seed, g, size) -> uint8 [3, H, W]``, a function of its arguments alone."""
 
 from .noise import NoiseRenderer
 from .procedural import ProceduralRenderer

@@ -1,7 +1,7 @@
 """Scalar fields ``[h, w]`` in [0, 1]: what grounds and textured fills are made of.
 
-Every function takes a random stream, the height and width of the field and ``side``, the side of the whole image
-in pixels, to which the scales are relative.
+Every function takes a random stream, the height and width of the field and ``side``, the side of
+the whole image in pixels, to which the scales are relative.
 """
 
 from collections.abc import Callable
@@ -38,8 +38,8 @@ def spectral(
 ) -> np.ndarray:
     """Noise with a power spectrum of about 1 / f^(2 exponent), unnormalised, possibly stretched.
 
-    Built coarse to fine: each octave is enlarged twofold and a fresh one is added, so that the cost is that of the
-    finest octave and a third.
+    Built coarse to fine: each octave is enlarged twofold and a fresh one is added, so that the cost
+    is that of the finest octave and a third.
     """
     exponent = rng.uniform(0.4, 1.8) if exponent is None else exponent
     stretch = log_uniform(rng, 1, 6) if rng.random() < 0.3 else 1.0

@@ -1,7 +1,8 @@
 """Figures as paths: unit outlines, filled or stroked, and how they become masks.
 
-A figure is a list of paths in a unit frame whose longest side is 1; it is then turned, stretched, scaled and placed.
-Nothing here is a template of anything: every outline is drawn from distributions over curves.
+A figure is a list of paths in a unit frame whose longest side is 1; it is then turned, stretched,
+scaled and placed. Nothing here is a template of anything: every outline is drawn from distributions
+over curves.
 """
 
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def spline(points: np.ndarray, closed: bool, per_segment: int = 8) -> np.ndarray
 
 
 def walk(rng: np.random.Generator) -> np.ndarray:
-    """Corners of a path that goes on and turns: from gentle bends to folds, right angles among them."""
+    """Corners of a path that turns: from gentle bends to folds, right angles among them."""
     n = int(rng.integers(2, 7))
     if rng.random() < 0.25:
         turn = rng.choice([-pi / 2, pi / 2, pi / 4, -pi / 4], n)
@@ -236,7 +237,8 @@ def swarm(rng: np.random.Generator) -> list[Path]:
 
 
 Figure = Callable[[np.random.Generator], list[Path]]
-#: The kinds and how often each is chosen. Strokes lead: most networks answer to figures with structure.
+#: The kinds and how often each is chosen. Strokes lead: most networks answer to figures with
+#: structure.
 KINDS: tuple[tuple[Figure, float], ...] = (
     (solid, 0.2),
     (ring, 0.1),
@@ -284,7 +286,8 @@ def rasterise(
 ) -> tuple[np.ndarray, int, int] | None:
     """The mask of a figure, as far as it lies in an image of ``h`` x ``w`` pixels.
 
-    Small figures are drawn at up to four times the resolution, so that fine widths keep their value.
+    Small figures are drawn at up to four times the resolution, so that fine widths keep their
+    value.
 
     Args:
         paths (list[Path]): In pixels.
@@ -293,7 +296,8 @@ def rasterise(
         room (float): Pixels to leave around the figure, for what will blur it.
 
     Returns:
-        tuple | None: Mask uint8 ``[mh, mw]``, its first row and column; None where nothing is inside.
+        tuple | None: Mask uint8 ``[mh, mw]``, its first row and column; None where nothing is
+        inside.
     """
     widest = max(0.0 if p.width is None else float(np.max(p.width)) for p in paths)
     points = np.concatenate([p.points for p in paths])

@@ -17,14 +17,15 @@ _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 class ProceduralRenderer:
     """Layered scenes of figures on textured grounds, made of nothing but random numbers.
 
-    A ground (gradient, spectral noise, stripes, checks, facets, grain), then figures over each other (solids, rings,
-    strokes, loops, knots, hatchings, swarms, blobs) with flat, graded or textured paint, then the camera (blur,
-    tone, noise). All sizes are relative to the image, so that it suits any resolution and any teacher.
+    A ground (gradient, spectral noise, stripes, checks, facets, grain), then figures over each
+    other (solids, rings, strokes, loops, knots, hatchings, swarms, blobs) with flat, graded or
+    textured paint, then the camera (blur, tone, noise). All sizes are relative to the image, so
+    that it suits any resolution and any teacher.
 
     Args:
         figures (tuple[int, int]): Least and most figures an image; small numbers are more frequent.
-        extent (tuple[float, float]): Range of a figure's longest side, relative to the image's shorter side, but at
-            least 4 px; log-uniform.
+        extent (tuple[float, float]): Range of a figure's longest side, relative to the image's
+            shorter side, but at least 4 px; log-uniform.
         plain (float): Share of images with a flat or almost flat ground.
     """
 
@@ -74,7 +75,8 @@ class ProceduralRenderer:
         else:
             amount = rng.uniform(0.1, 1.0)
             if rng.random() < 0.2:
-                # Colours of their own in every place: three fields, mixed so that they are partly alike.
+                # Colours of their own in every place: three fields, mixed so that they are partly
+                # alike.
                 mix = np.eye(3, dtype=np.float32) + rng.uniform(0, 2)
                 exponent = rng.uniform(0.5, 1.8)
                 fields = (
@@ -141,7 +143,7 @@ class ProceduralRenderer:
 def _between(
     out: np.ndarray, field: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
-    """Fill ``out`` ``[3, h, w]`` from ``first`` to ``second`` as ``field`` ``[h, w]`` goes from 0 to 1."""
+    """Fill ``out`` ``[3, h, w]``: ``first`` where ``field`` ``[h, w]`` is 0, ``second`` where 1."""
     np.multiply(field, (second - first)[:, None, None], out=out)
     out += first[:, None, None]
     return out

@@ -10,9 +10,9 @@ from .context import SynthesisContext
 class Prior(nn.Module):
     """A term that synthetic images are made to lower.
 
-    An image-level term returns one value an image, ``[B]``, and is scale-free: it depends neither on the other images
-    nor on the batch size, the resolution or the network's width. A batch-level term returns a scalar and says how it
-    depends on the batch.
+    An image-level term returns one value an image, ``[B]``, and is scale-free: it depends neither
+    on the other images nor on the batch size, the resolution or the network's width. A batch-level
+    term returns a scalar and says how it depends on the batch.
 
     Args:
         weight (float): Factor of the term in the objective.

@@ -13,8 +13,8 @@ from mmdfkd.adapters.observation import Memory, Probe, Response, Targets
 class SynthesisContext:
     """What priors look at: one batch of images under optimisation and what the networks say of it.
 
-    Everything is computed when first asked for, and once: a prior that needs the student's answer pays for it, another
-    one then has it for nothing. Differentiable to the images.
+    Everything is computed when first asked for, and once: a prior that needs the student's answer
+    pays for it, another one then has it for nothing. Differentiable to the images.
 
     Attributes:
         images: RGB in [0, 1], ``[B, 3, H, W]``.
@@ -50,10 +50,11 @@ class SynthesisContext:
         return self.student.answer(self.student.encode(self.images), self.probe)
 
     def by_image(self, rows: Tensor) -> Tensor:
-        """The mean of ``rows`` over each image, weighted by the probe's scores where there is a probe.
+        """Average ``rows`` over each image, weighted by the probe's scores where there is a probe.
 
         Args:
-            rows (Tensor): One value for each row of the logits: ``[B]``, or ``[sum K_i]`` at a probe.
+            rows (Tensor): One value for each row of the logits: ``[B]``, or ``[sum K_i]`` at a
+                probe.
 
         Returns:
             Tensor: ``[B]``; zero for an image without rows.

@@ -10,9 +10,9 @@ from .context import SynthesisContext
 class DivergencePrior(Prior):
     """The student is to disagree with the teacher, but only in degree.
 
-    ``-KL(p_T || p_S)`` where both have the same most probable class and zero elsewhere: where they already differ,
-    pushing further leads off what the teacher knows (CMI, Fast-Datafree and NAYER mask alike). At a detector's
-    proposals the rows are weighted by objectness.
+    ``-KL(p_T || p_S)`` where both have the same most probable class and zero elsewhere: where they
+    already differ, pushing further leads off what the teacher knows (CMI, Fast-Datafree and NAYER
+    mask alike). At a detector's proposals the rows are weighted by objectness.
 
     Args:
         weight (float): Factor of the term in the objective.

@@ -8,7 +8,7 @@ from .context import SynthesisContext
 
 @MODELS.register_module()
 class TargetPrior(Prior):
-    """The teacher is to see the targets: cross-entropy for a classifier, layout loss for a detector."""
+    """The teacher is to see the targets: cross-entropy, or the layout loss of a detector."""
 
     name = 'target'
 

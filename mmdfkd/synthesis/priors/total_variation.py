@@ -10,9 +10,10 @@ from .context import SynthesisContext
 class TotalVariationPrior(Prior):
     """Neighbouring pixels are to be alike: fine noise that only a network can see costs.
 
-    The mean absolute difference of neighbours, horizontally and vertically, times half the sum of the sides: the total
-    variation per unit of the image's side. A contour counts the same at any resolution, and noise of single pixels
-    counts more the finer it is. Published forms are norms of the whole batch, which grow with the root of its size.
+    The mean absolute difference of neighbours, horizontally and vertically, times half the sum of
+    the sides: the total variation per unit of the image's side. A contour counts the same at any
+    resolution, and noise of single pixels counts more the finer it is. Published forms are norms of
+    the whole batch, which grow with the root of its size.
     """
 
     name = 'total_variation'

@@ -13,10 +13,11 @@ from mmdfkd.datasets.renderers.stream import stream
 class SyntheticSource(BaseModule):
     """Where the images of a training step come from.
 
-    A source is prepared once, refreshed at the start of every step and drawn from once a step. What :meth:`draw`
-    returns for a sample is a function of ``(seed, g)`` and of the source's state; it never touches the global random
-    generators (use :func:`mmdfkd.datasets.renderers.stream.stream`). State that a resumed run needs and that does not
-    follow from config and seed lies in buffers, so that it is in the checkpoint.
+    A source is prepared once, refreshed at the start of every step and drawn from once a step. What
+    :meth:`draw` returns for a sample is a function of ``(seed, g)`` and of the source's state; it
+    never touches the global random generators (use
+    :func:`mmdfkd.datasets.renderers.stream.stream`). State that a resumed run needs and that does
+    not follow from config and seed lies in buffers, so that it is in the checkpoint.
 
     A source holds neither network: both are handed to it, and it leaves them exactly as they were
     (:func:`mmdfkd.synthesis.frozen.frozen`).
@@ -38,7 +39,8 @@ class SyntheticSource(BaseModule):
     ) -> None:
         """Get ready, before the first step and after the teacher has its weights.
 
-        Called in a resumed run too, before or after the state is loaded: it must not touch loaded state.
+        Called in a resumed run too, before or after the state is loaded: it must not touch loaded
+        state.
 
         Args:
             teacher (Adapter): The teacher.
@@ -71,12 +73,15 @@ class SyntheticSource(BaseModule):
             items (list[dict]): The dataset's samples, each with ``g`` and perhaps ``image``.
 
         Returns:
-            tuple[Tensor, Targets]: RGB in [0, 1], ``[B, 3, H, W]`` on the device, without gradient; and what they
+            tuple[Tensor, Targets]: RGB in [0, 1], ``[B, 3, H, W]`` on the device, without gradient;
+                and what they
             are meant to show, empty where nothing in particular.
         """
 
     def draw_for(self, items: list[dict], labels: np.ndarray) -> Tensor:
-        """Images to start from when each is to show a given class; whatever :meth:`draw` gives, unless overridden.
+        """Images to start from when each is to show a given class.
+
+        Whatever :meth:`draw` gives, unless overridden.
 
         Args:
             items (list[dict]): As in :meth:`draw`.

@@ -9,9 +9,9 @@ from .base import SyntheticSource
 
 @MODELS.register_module()
 class DatasetSource(SyntheticSource):
-    """The images of an ordinary training dataset, without their labels: the ceiling, never data-free.
+    """The images of an ordinary training dataset, without their labels: the ceiling.
 
-    Needs ``model.data_free=False``; the report states it.
+    Never data-free: needs ``model.data_free=False``; the report states it.
 
     Args:
         order (str): Channel order of the loaded images, ``'bgr'`` (mmcv's loader) or ``'rgb'``.
@@ -30,10 +30,14 @@ class DatasetSource(SyntheticSource):
         """The batch as the dataset's pipeline made it.
 
         Raises:
-            ValueError: If the images of the batch differ in size: the pipeline must crop or pad them.
+            ValueError: If the images of the batch differ in size: the pipeline must crop or pad
+                them.
         """
         sizes = {tuple(item['inputs'].shape) for item in items}
         if len(sizes) > 1:
-            raise ValueError(f'DatasetSource: images of one batch must have one size, not {sorted(sizes)}: crop or pad them.')
+            raise ValueError(
+                'DatasetSource: images of one batch must have one size, not '
+                f'{sorted(sizes)}: crop or pad them.'
+            )
         images = torch.stack([item['inputs'] for item in items]).to(self.device).float() / 255
         return (images.flip(1) if self.order == 'bgr' else images), Targets()

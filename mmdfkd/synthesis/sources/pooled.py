@@ -26,21 +26,23 @@ def _single_thread(worker: int) -> None:
 class PooledSource(SyntheticSource):
     """A pool of rendered images that the teacher scores once and that is drawn class-balanced.
 
-    A teacher sees some classes in random images far more often than others. So a draw first picks a class, uniformly,
-    and then an image in proportion to the teacher's vote for this class. The pool and its votes follow from seed,
-    config and teacher, and are made again by a resumed run.
+    A teacher sees some classes in random images far more often than others. So a draw first picks a
+    class, uniformly, and then an image in proportion to the teacher's vote for this class. The pool
+    and its votes follow from seed, config and teacher, and are made again by a resumed run.
 
     Args:
         renderer (Mapping): Config of the renderer.
         pool_size (int): Number of images.
         balance (bool): Whether to score the pool and draw by the votes; else every draw is uniform.
         uniform (float): Share of draws that ignore the votes, so that no image is lost.
-        power (float): Votes are raised to it: above 1 prefers the surest images, below 1 evens them out.
-        least_vote (float): A class counts as covered if some image has at least this vote for it; only covered classes
-            are picked.
+        power (float): Votes are raised to it: above 1 prefers the surest images, below 1 evens them
+            out.
+        least_vote (float): A class counts as covered if some image has at least this vote for it;
+            only covered classes are picked.
         augment (Mapping | None): Config of the augmentation of every draw; None turns it off.
         batch_size (int): Images that the teacher scores at once.
-        num_workers (int): Processes that render; 0 renders in this one. The pixels do not depend on it.
+        num_workers (int): Processes that render; 0 renders in this one. The pixels do not depend on
+            it.
         max_bytes (int): A pool that needs more memory is refused.
 
     Raises:
@@ -97,9 +99,10 @@ class PooledSource(SyntheticSource):
         need = self.pool_size * 3 * self.image_size[0] * self.image_size[1]
         if need > self.max_bytes:
             raise ValueError(
-                f'PooledSource: {self.pool_size} images of {self.image_size[0]} x {self.image_size[1]} px need '
-                f'{need / 2**30:.1f} GiB, more than max_bytes allows ({self.max_bytes / 2**30:.1f} GiB): lower '
-                f'pool_size to {self.pool_size * self.max_bytes // need} or raise max_bytes.'
+                f'PooledSource: {self.pool_size} images of {self.image_size[0]} x '
+                f'{self.image_size[1]} px need {need / 2**30:.1f} GiB, more than max_bytes allows '
+                f'({self.max_bytes / 2**30:.1f} GiB): lower pool_size to '
+                f'{self.pool_size * self.max_bytes // need} or raise max_bytes.'
             )
         start = time.perf_counter()
         self.pool = torch.empty((self.pool_size, 3, *self.image_size), dtype=torch.uint8)
@@ -158,7 +161,8 @@ class PooledSource(SyntheticSource):
         print_log(
             f'Pool: {len(self.covered)} of {classes} classes covered; the least voted {few} get '
             f'{100 * np.sort(before)[:few].sum():.1f} % of the votes undrawn and '
-            f'{100 * np.sort(after)[:few].sum():.1f} % as drawn (even: {100 * few / classes:.1f} %)',
+            f'{100 * np.sort(after)[:few].sum():.1f} % as drawn '
+            f'(even: {100 * few / classes:.1f} %)',
             'current',
         )
 
@@ -175,7 +179,7 @@ class PooledSource(SyntheticSource):
         return images.to(self.device).float() / 255
 
     def _by_vote(self, label: int, u: float) -> int:
-        """The image at quantile ``u`` of the votes for ``label``; any image where the class has none."""
+        """The image at quantile ``u`` of the votes for ``label``; any image where it has none."""
         heights = np.cumsum(self.votes[label].astype(np.float64) ** self.power)
         if heights[-1] <= 0:
             return int(u * self.pool_size)

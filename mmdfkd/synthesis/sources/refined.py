@@ -18,7 +18,8 @@ from ..priors.base import Prior
 from ..priors.context import SynthesisContext
 from .base import SyntheticSource
 
-#: Indices of the images to refine start here, so that they share no random numbers with those that are drawn.
+#: Indices of the images to refine start here, so that they share no random numbers with those that
+#: are drawn.
 _OFFSET = 1 << 40
 
 
@@ -26,15 +27,17 @@ _OFFSET = 1 << 40
 class RefinedSource(SyntheticSource):
     """Another source's images, a share of them improved by a few gradient steps on their pixels.
 
-    From time to time a batch is drawn whose wanted classes are balanced (whole passes over the classes), its pixels
-    descend the priors through the frozen networks, and the best of each image goes into a ring of the newest ones.
-    5 to 20 steps from a procedural image cost a hundredth of an inversion from noise.
+    From time to time a batch is drawn whose wanted classes are balanced (whole passes over the
+    classes), its pixels descend the priors through the frozen networks, and the best of each image
+    goes into a ring of the newest ones. 5 to 20 steps from a procedural image cost a hundredth of
+    an inversion from noise.
 
-    Which images are refined, and towards what, follows from seed and iteration. The ring is in the checkpoint, and is
-    the same on all processes: each refines its part and all get the whole.
+    Which images are refined, and towards what, follows from seed and iteration. The ring is in the
+    checkpoint, and is the same on all processes: each refines its part and all get the whole.
 
     Args:
-        source (Mapping): Config of the source of the start images; one that needs no rendered items.
+        source (Mapping): Config of the source of the start images; one that needs no rendered
+            items.
         priors (Sequence[Mapping]): Configs of the terms of the objective.
         every (int): Training steps between two batches.
         start (int): No batch before this step.
@@ -108,7 +111,8 @@ class RefinedSource(SyntheticSource):
                 print_log(f'Refinement: {prior.name} left out: {reason}', 'current')
         names = ', '.join(f'{prior.weight:g} {prior.name}' for prior in self._used)
         print_log(
-            f'Refinement: {self.batch} images every {self.every} steps, {self.steps} times down {names}',
+            f'Refinement: {self.batch} images every {self.every} steps, '
+            f'{self.steps} times down {names}',
             'current',
         )
 
@@ -116,7 +120,8 @@ class RefinedSource(SyntheticSource):
         """Refine a batch if it is time.
 
         Returns:
-            dict[str, float]: Mean objective before and after, and each unweighted term after; empty when it is
+            dict[str, float]: Mean objective before and after, and each unweighted term after; empty
+                when it is
             not time.
         """
         logs = self.source.refresh(teacher, student, iteration)
@@ -148,8 +153,8 @@ class RefinedSource(SyntheticSource):
     ) -> tuple[Tensor, dict[str, float]]:
         """Descend the priors from ``start``; both networks must be frozen.
 
-        Each image takes its own way (every prior is image-level, Adam works by element), so the result depends on the
-        batch only through batch-level priors.
+        Each image takes its own way (every prior is image-level, Adam works by element), so the
+        result depends on the batch only through batch-level priors.
 
         Args:
             start (Tensor): ``[B, 3, H, W]`` in [0, 1].
@@ -223,8 +228,9 @@ class RefinedSource(SyntheticSource):
             return images, targets
         if self.image_size is not None and tuple(self.ring.shape[-2:]) != self.image_size:
             raise ValueError(
-                f'RefinedSource: the checkpoint holds refined images of {tuple(self.ring.shape[-2:])} px, the run '
-                f'draws {self.image_size}: resume with the image size of the checkpoint.'
+                'RefinedSource: the checkpoint holds refined images of '
+                f'{tuple(self.ring.shape[-2:])} px, the run draws {self.image_size}: '
+                'resume with the image size of the checkpoint.'
             )
         chosen = []
         for position, item in enumerate(items):

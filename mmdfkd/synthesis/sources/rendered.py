@@ -14,8 +14,8 @@ class RenderedSource(SyntheticSource):
     """The pixels that the dataset rendered: noise, or fresh procedural images at every step.
 
     Args:
-        augment (Mapping | None): Config of an augmentation, such as ``dict(type='LightAugment')``; off by default,
-            since every image is new.
+        augment (Mapping | None): Config of an augmentation, such as ``dict(type='LightAugment')``;
+            off by default, since every image is new.
     """
 
     def __init__(self, augment: Mapping | None = None) -> None:
@@ -31,8 +31,8 @@ class RenderedSource(SyntheticSource):
         if any('image' not in item for item in items):
             raise KeyError(
                 'RenderedSource draws what the dataset renders, and its items have no image. Set '
-                "`train_dataloader.dataset.renderer`, for instance to dict(type='mmdfkd.ProceduralRenderer'), or "
-                'use a source that makes its own images (PooledSource).'
+                "`train_dataloader.dataset.renderer`, for instance to dict(type='mmdfkd."
+                "ProceduralRenderer'), or use a source that makes its own images (PooledSource)."
             )
         images = torch.stack([torch.as_tensor(item['image']) for item in items])
         images = images.to(self.device).float() / 255
