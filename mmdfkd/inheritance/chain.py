@@ -34,19 +34,24 @@ class Stage:
         return self.layer(inputs.flatten(1) if isinstance(self.layer, nn.Linear) else inputs)
 
     def after(self, outputs: Tensor) -> Tensor:
-        """Norm and activation."""
-        return self.act(outputs if self.norm is None else self.norm(outputs))
+        """Norm and activation; ``outputs`` stay as they are."""
+        if self.norm is not None:
+            return self.act(self.norm(outputs))
+        return self.act(outputs.clone() if getattr(self.act, 'inplace', False) else outputs)
 
 
 def conv_stage(module: nn.Module) -> Stage:
     """A stage from mmcv's ``ConvModule``.
 
     Raises:
-        ValueError: If its norm is not a LayerNorm over channels: batch statistics cannot be cut this way.
+        ValueError: If its norm is not a LayerNorm over channels: batch statistics cannot be cut
+            this way.
     """
     norm = module.norm if module.with_norm else None
     if norm is not None and not isinstance(norm, nn.LayerNorm):
-        raise ValueError(f'Inheritance supports heads without a norm or with mmdfkd.LayerNorm2d, not {type(norm).__name__}.')
+        raise ValueError(
+            f'Inheritance supports heads without a norm or with mmdfkd.LayerNorm2d, not {type(norm).__name__}.'
+        )
     return Stage(module.conv, norm, module.activate if module.with_activation else nn.Identity())
 
 
@@ -56,7 +61,8 @@ def _channels(layer: nn.Module, channels: int) -> Tensor:
 
 
 def _importance(readers: Sequence[nn.Module], moments: Moments) -> Tensor:
-    """All readers of a stage's channels, each scaled to the same output variance: ``[rows, channels]``."""
+    """All readers of a stage's channels, each scaled to the same output variance: ``[rows,
+    channels]``."""
     channels = len(moments.sum)
     parts = []
     for reader in readers:
@@ -91,7 +97,9 @@ def inherit_chain(
         method (str): ``'slice'`` or ``'select'``.
     """
     if len(teacher) != len(student):
-        raise ValueError(f'The student\'s head has {len(student)} hidden layers, the teacher\'s {len(teacher)}.')
+        raise ValueError(
+            f"The student's head has {len(student)} hidden layers, the teacher's {len(teacher)}."
+        )
     refit = method == 'slice'
     x, y = list(inputs[0]), list(inputs[1])
     offset = None
@@ -109,7 +117,11 @@ def inherit_chain(
             assign(new.norm.bias, old.norm.bias[units])
             if refit and len(units) < raw[0].shape[1]:
                 per_pair = max(1, MAX_ROWS // len(own))
-                fit_norm(new.norm, ((a, old.norm(b)[:, units]) for a, b in zip(own, raw, strict=True)), per_pair)
+                fit_norm(
+                    new.norm,
+                    ((a, old.norm(b)[:, units]) for a, b in zip(own, raw, strict=True)),
+                    per_pair,
+                )
         y = [new.after(b) for b in own]
         read, offset = next_read, next_offset
     for old, new in finals:
@@ -124,7 +136,9 @@ def _choose(hidden, readers, own: nn.Module, method: str) -> tuple[Tensor, Tenso
     channels = hidden[0].shape[1]
     kept = own.out_features if isinstance(own, nn.Linear) else own.out_channels
     if kept > channels:
-        raise ValueError(f'A hidden layer of the student\'s head has {kept} channels, more than the teacher\'s {channels}.')
+        raise ValueError(
+            f"A hidden layer of the student's head has {kept} channels, more than the teacher's {channels}."
+        )
     if method != 'slice':
         return keep_evenly(channels, kept, 1, hidden[0].device)
     moments = Moments(channels, hidden[0].device)
@@ -133,7 +147,9 @@ def _choose(hidden, readers, own: nn.Module, method: str) -> tuple[Tensor, Tenso
     return keep_inputs(moments, _importance(readers, moments), kept)
 
 
-def _correct(layer: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Tensor], held: Sequence[bool]) -> None:
+def _correct(
+    layer: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Tensor], held: Sequence[bool]
+) -> None:
     width = LayerView(layer).matrix().shape[1]
     per_pair = max(1, (MAX_ROWS if width <= 1024 else _WIDE_ROWS) // len(inputs))
     flat = isinstance(layer, nn.Linear)

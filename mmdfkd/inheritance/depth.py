@@ -22,8 +22,11 @@ def uniform_layers(teacher: Sequence[str], student: Sequence[str]) -> list[int]:
     return _best_match(teacher, student, lambda layer, slot: -((layer - goal[slot]) ** 2))
 
 
-def _best_match(teacher: Sequence[str], student: Sequence[str], gain: Callable[[int, int], float]) -> list[int]:
-    """The ascending assignment of blocks of equal kind that maximises the sum of ``gain(layer, slot)``."""
+def _best_match(
+    teacher: Sequence[str], student: Sequence[str], gain: Callable[[int, int], float]
+) -> list[int]:
+    """The ascending assignment of blocks of equal kind that maximises the sum of ``gain(layer,
+    slot)``."""
     lowest = float('-inf')
     best = [[0.0] + [lowest] * len(student)]
     for layer, kind in enumerate(teacher):
@@ -51,7 +54,8 @@ def choose_layers(
 ) -> list[int]:
     """The blocks without whose companions the teacher's output changes least.
 
-    Every choice is tried where there are few; otherwise blocks are ranked by the change that each alone makes when removed.
+    Every choice is tried where there are few; otherwise blocks are ranked by the change that each
+    alone makes when removed.
 
     Args:
         teacher (Sequence[str]): Kind of each of the teacher's blocks.

@@ -32,7 +32,7 @@ class Heir(ABC):
     def __init__(self, teacher: Adapter, student: Adapter) -> None:
         self.teacher, self.student = teacher, student
         self.views = view_backbone(teacher.net.backbone), view_backbone(student.net.backbone)
-        if type(self.views[0]) is not type(self.views[1]):
+        if type(teacher.net.backbone) is not type(student.net.backbone):
             raise ValueError(
                 f"The teacher's backbone is a {type(teacher.net.backbone).__name__}, the student's a "
                 f'{type(student.net.backbone).__name__}: a student inherits from its own kind only.'
@@ -51,7 +51,9 @@ class Heir(ABC):
         """Write everything after the student's backbone."""
 
     @abstractmethod
-    def agreement(self, images: Sequence[Tensor], maps: PyramidMap | None) -> dict[str, float | list[float]]:
+    def agreement(
+        self, images: Sequence[Tensor], maps: PyramidMap | None
+    ) -> dict[str, float | list[float]]:
         """Compare both networks on ``images``."""
 
 
@@ -89,7 +91,12 @@ class ClassifierHeir(Heir):
         return [self._logits(tokens)]
 
     def distance(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-        return F.kl_div(ours[0].log_softmax(-1), theirs[0].log_softmax(-1), reduction='batchmean', log_target=True)
+        return F.kl_div(
+            ours[0].log_softmax(-1),
+            theirs[0].log_softmax(-1),
+            reduction='batchmean',
+            log_target=True,
+        )
 
     def finish(self, plan: Plan, method: str, images: Sequence[Tensor]) -> None:
         theirs, own = self.views
@@ -101,7 +108,9 @@ class ClassifierHeir(Heir):
             assign(own_norm.weight, weight)
             assign(own_norm.bias, bias)
         # A hidden layer has the teacher's width; what reads it is copied.
-        for a, b in zip(self.teacher.net.head.parameters(), self.student.net.head.parameters(), strict=True):
+        for a, b in zip(
+            self.teacher.net.head.parameters(), self.student.net.head.parameters(), strict=True
+        ):
             if a.shape == b.shape:
                 assign(b, a)
         for slot, (reader, own_reader) in enumerate(zip(*self.readers, strict=True)):
@@ -117,13 +126,20 @@ class ClassifierHeir(Heir):
                 fit.add(y.flatten(0, -2), reader(x).flatten(0, -2), held_out(i))
             assign_layer(own_reader, *fit.solve())
 
-    def agreement(self, images: Sequence[Tensor], maps: PyramidMap | None) -> dict[str, float | list[float]]:
+    def agreement(
+        self, images: Sequence[Tensor], maps: PyramidMap | None
+    ) -> dict[str, float | list[float]]:
         pairs = [
-            [a.answer(a.encode(batch), None).logits for a in (self.teacher, self.student)] for batch in images
+            [a.answer(a.encode(batch), None).logits for a in (self.teacher, self.student)]
+            for batch in images
         ]
         theirs, ours = (torch.cat(x).double() for x in zip(*pairs, strict=True))
-        kl = F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction='batchmean', log_target=True)
-        return dict(top1=float((ours.argmax(-1) == theirs.argmax(-1)).double().mean()), kl=float(kl))
+        kl = F.kl_div(
+            ours.log_softmax(-1), theirs.log_softmax(-1), reduction='batchmean', log_target=True
+        )
+        return dict(
+            top1=float((ours.argmax(-1) == theirs.argmax(-1)).double().mean()), kl=float(kl)
+        )
 
 
 class TwoStageHeir(Heir):
@@ -132,13 +148,17 @@ class TwoStageHeir(Heir):
     def __init__(self, teacher: Adapter, student: Adapter) -> None:
         super().__init__(teacher, student)
         for net in (teacher.net, student.net):
-            if not isinstance(net.backbone, ViTDetView.backbone_type) or not isinstance(net.neck, SimpleFPN):
+            if not isinstance(net.backbone, ViTDetView.backbone_type) or not isinstance(
+                net.neck, SimpleFPN
+            ):
                 raise ValueError(
                     'Inheritance supports two-stage detectors with mmdfkd.ViTDet and mmdfkd.SimpleFPN, not '
                     f'{type(net.backbone).__name__} with {type(net.neck).__name__}.'
                 )
             if net.backbone.out_indices != (net.backbone.num_layers - 1,):
-                raise ValueError("Inheritance needs a ViTDet that returns its last block alone (out_indices=-1).")
+                raise ValueError(
+                    'Inheritance needs a ViTDet that returns its last block alone (out_indices=-1).'
+                )
 
     @staticmethod
     def _map(tokens: Tensor) -> Tensor:
@@ -149,12 +169,17 @@ class TwoStageHeir(Heir):
 
     def distance(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
         return torch.stack(
-            [(a - b).square().mean() / b.var().clamp_min(1e-12) for a, b in zip(ours, theirs, strict=True)]
+            [
+                (a - b).square().mean() / b.var().clamp_min(1e-12)
+                for a, b in zip(ours, theirs, strict=True)
+            ]
         ).mean()
 
     def finish(self, plan: Plan, method: str, images: Sequence[Tensor]) -> PyramidMap:
         old, new = self.teacher.net, self.student.net
-        x, y = ([self._map(t) for t in tokens] for tokens in (plan.teacher_tokens, plan.student_tokens))
+        x, y = (
+            [self._map(t) for t in tokens] for tokens in (plan.teacher_tokens, plan.student_tokens)
+        )
         finest = max(max(old.neck.scale_factors), 1) ** 2 * x[0].shape[-1] * x[0].shape[-2]
         enough = max(4, int(_MAX_CELLS / finest / len(x[0])))
         x, y, images = x[:enough], y[:enough], images[:enough]
@@ -165,14 +190,18 @@ class TwoStageHeir(Heir):
         return maps
 
     def _propose(self, memory: Memory) -> Probe:
-        """The teacher's proposals; mmcv's suppression knows no float64, so they are made in float32."""
+        """The teacher's proposals; mmcv's suppression knows no float64, so they are made in
+        float32."""
         if memory.feats[0].dtype == torch.float32:
             return self.teacher.propose(memory)
         rpn = self.teacher.net.rpn_head
         outputs = [[level.float() for level in maps] for maps in rpn(memory.feats)]
         metas = [dict(img_shape=memory.image_size)] * len(memory.feats[0])
         found = rpn.predict_by_feat(*outputs, batch_img_metas=metas, cfg=rpn.test_cfg)
-        return Probe([f.bboxes.to(memory.feats[0]) for f in found], [f.scores.to(memory.feats[0]) for f in found])
+        return Probe(
+            [f.bboxes.to(memory.feats[0]) for f in found],
+            [f.scores.to(memory.feats[0]) for f in found],
+        )
 
     def _rpn(self, x: Sequence[tuple], y: Sequence[tuple], read: Tensor, method: str) -> None:
         old, new = self.teacher.net.rpn_head, self.student.net.rpn_head
@@ -203,42 +232,68 @@ class TwoStageHeir(Heir):
             probe = self._propose(Memory(feats=feats, image_size=tuple(batch.shape[-2:])))
             boxes.append(bbox2roi([b[:per_image] for b in probe.boxes]))
         if not sum(len(b) for b in boxes):
-            raise ValueError('The teacher proposes no region on the synthetic images: its RoI head cannot be inherited.')
-        for extractor, branch in (('bbox_roi_extractor', 'bbox_head'), ('mask_roi_extractor', 'mask_head')):
+            raise ValueError(
+                'The teacher proposes no region on the synthetic images: its RoI head cannot be inherited.'
+            )
+        for extractor, branch in (
+            ('bbox_roi_extractor', 'bbox_head'),
+            ('mask_roi_extractor', 'mask_head'),
+        ):
             head, own = getattr(old, branch, None), getattr(new, branch, None)
             if head is None or own is None:
                 continue
             crops = []
             for roi_head, pyramids in ((old, x), (new, y)):
                 extract = getattr(roi_head, extractor, None) or roi_head.bbox_roi_extractor
-                crops.append([
-                    extract(feats[: extract.num_inputs], rois) for feats, rois in zip(pyramids, boxes, strict=True)
-                ])
+                crops.append(
+                    [
+                        extract(feats[: extract.num_inputs], rois)
+                        for feats, rois in zip(pyramids, boxes, strict=True)
+                    ]
+                )
             stages = [self._box_stages, self._mask_stages][branch == 'mask_head']
             (theirs, outputs), (ours, own_outputs) = stages(head), stages(own)
-            inherit_chain(theirs, ours, list(zip(outputs, own_outputs, strict=True)), tuple(crops), held, read, method)
+            inherit_chain(
+                theirs,
+                ours,
+                list(zip(outputs, own_outputs, strict=True)),
+                tuple(crops),
+                held,
+                read,
+                method,
+            )
 
     @staticmethod
     def _box_stages(head: nn.Module) -> tuple[list[Stage], list[nn.Module]]:
-        branches = [len(getattr(head, n, ())) for n in ('cls_convs', 'cls_fcs', 'reg_convs', 'reg_fcs')]
+        branches = [
+            len(getattr(head, n, ())) for n in ('cls_convs', 'cls_fcs', 'reg_convs', 'reg_fcs')
+        ]
         if any(branches) or head.with_avg_pool or not hasattr(head, 'shared_fcs'):
             raise ValueError(
                 'Inheritance supports box heads whose convolutions and linear layers are shared by classification and '
                 f'regression (Shared2FCBBoxHead, Shared4Conv1FCBBoxHead), not this {type(head).__name__}.'
             )
         stages = [conv_stage(m) for m in head.shared_convs] + [Stage(fc) for fc in head.shared_fcs]
-        return stages, [m for m in (getattr(head, 'fc_cls', None), getattr(head, 'fc_reg', None)) if m is not None]
+        return stages, [
+            m
+            for m in (getattr(head, 'fc_cls', None), getattr(head, 'fc_reg', None))
+            if m is not None
+        ]
 
     @staticmethod
     def _mask_stages(head: nn.Module) -> tuple[list[Stage], list[nn.Module]]:
         stages = [conv_stage(m) for m in head.convs]
         if head.upsample is not None:
             if not isinstance(head.upsample, nn.ConvTranspose2d):
-                raise ValueError(f'Inheritance supports mask heads that upsample by deconvolution, not {head.upsample_method}.')
+                raise ValueError(
+                    f'Inheritance supports mask heads that upsample by deconvolution, not {head.upsample_method}.'
+                )
             stages.append(Stage(head.upsample))
         return stages, [head.conv_logits]
 
-    def agreement(self, images: Sequence[Tensor], maps: PyramidMap | None) -> dict[str, float | list[float]]:
+    def agreement(
+        self, images: Sequence[Tensor], maps: PyramidMap | None
+    ) -> dict[str, float | list[float]]:
         same, gap, count = 0.0, 0.0, 0
         cosines, cells = None, 0
         for batch in images:
@@ -252,14 +307,21 @@ class TwoStageHeir(Heir):
             gap += float((a[:, -1] - b[:, -1]).abs().sum())
             count += len(a)
             level = [
-                float(F.cosine_similarity(p, torch.einsum('dc,bchw->bdhw', maps.read.to(q), q)).mean()) * len(batch)
+                float(
+                    F.cosine_similarity(p, torch.einsum('dc,bchw->bdhw', maps.read.to(q), q)).mean()
+                )
+                * len(batch)
                 for p, q in zip(theirs.feats, ours.feats, strict=True)
             ]
-            cosines = level if cosines is None else [c + n for c, n in zip(cosines, level, strict=True)]
+            cosines = (
+                level if cosines is None else [c + n for c, n in zip(cosines, level, strict=True)]
+            )
             cells += len(batch)
         count = max(count, 1)
         return dict(
-            roi_class=same / count, foreground_gap=gap / count, pyramid_cosine=[c / cells for c in cosines]
+            roi_class=same / count,
+            foreground_gap=gap / count,
+            pyramid_cosine=[c / cells for c in cosines],
         )
 
 
@@ -270,8 +332,12 @@ def build_heir(teacher: Adapter, student: Adapter) -> Heir:
         ValueError: If the families differ or have no inheritance.
     """
     if teacher.family != student.family:
-        raise ValueError(f"The teacher is a {teacher.family}, the student a {student.family}: they must be of one family.")
+        raise ValueError(
+            f'The teacher is a {teacher.family}, the student a {student.family}: they must be of one family.'
+        )
     heirs = {'classifier': ClassifierHeir, 'two-stage': TwoStageHeir}
     if teacher.family not in heirs:
-        raise ValueError(f"Inheritance does not support the family '{teacher.family}'. Supported: {', '.join(heirs)}.")
+        raise ValueError(
+            f"Inheritance does not support the family '{teacher.family}'. Supported: {', '.join(heirs)}."
+        )
     return heirs[teacher.family](teacher, student)

@@ -27,15 +27,16 @@ def inherit(
 ) -> InheritanceReport:
     """Write the weights of ``student`` in place, from its teacher's.
 
-    ``'slice'`` rotates the stream of tokens, and the pyramid, to their leading directions on ``images``, keeps the heads, units
-    and blocks that matter there, and refits every linear layer by least squares on the student's own inputs.
-    ``'select'`` keeps evenly spread blocks, channels, heads and units as they are. Where nothing is cut, both copy.
+    ``'slice'`` rotates the stream of tokens, and the pyramid, to their leading directions on
+    ``images``, keeps the heads, units and blocks that matter there, and refits every linear layer
+    by least squares on the student's own inputs. ``'select'`` keeps evenly spread blocks, channels,
+    heads and units as they are. Where nothing is cut, both copy.
 
     Args:
         teacher (Adapter): The trained network.
         student (Adapter): A network of the same family with equal or smaller sizes.
-        images (Tensor): Synthetic RGB images in [0, 1], ``[N, 3, H, W]``. The last eighth, 64 at most, is held out to
-            measure the agreement.
+        images (Tensor): Synthetic RGB images in [0, 1], ``[N, 3, H, W]``. The last eighth, 64 at
+            most, is held out to measure the agreement.
         method (str): ``'slice'`` or ``'select'``. Defaults to ``'slice'``.
         batch_size (int): Images per forward. Defaults to 32.
 
@@ -48,7 +49,9 @@ def inherit(
     if method not in METHODS:
         raise ValueError(f"Inheritance has no method '{method}': choose from {', '.join(METHODS)}.")
     if images.dim() != 4 or images.shape[1] != 3 or len(images) < 8:
-        raise ValueError(f'Inheritance needs at least 8 RGB images [N, 3, H, W], not {tuple(images.shape)}.')
+        raise ValueError(
+            f'Inheritance needs at least 8 RGB images [N, 3, H, W], not {tuple(images.shape)}.'
+        )
     if teacher.num_classes != student.num_classes:
         raise ValueError(
             f'The teacher has {teacher.num_classes} classes, the student {student.num_classes}: they must be the same.'
@@ -76,7 +79,9 @@ def inherit(
     return report
 
 
-def _inherit(heir, used: Tensor, spared: list[Tensor], method: str, batch_size: int) -> InheritanceReport:
+def _inherit(
+    heir, used: Tensor, spared: list[Tensor], method: str, batch_size: int
+) -> InheritanceReport:
     theirs, own = heir.views
     tokens = theirs.embed(heir.teacher.normalizer(used[:1]))[0].shape[:-1].numel()
     few = used[: max(min(len(used), 8), MAX_TOKENS // tokens)]
@@ -93,7 +98,9 @@ def _inherit(heir, used: Tensor, spared: list[Tensor], method: str, batch_size: 
         heir.distance,
     )
     maps = heir.finish(plan, method, few)
-    sizes = [sum(p.numel() for p in net.parameters()) for net in (heir.teacher.net, heir.student.net)]
+    sizes = [
+        sum(p.numel() for p in net.parameters()) for net in (heir.teacher.net, heir.student.net)
+    ]
     report = InheritanceReport(
         method=method,
         layers=plan.layers,

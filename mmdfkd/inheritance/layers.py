@@ -8,10 +8,12 @@ MAX_ROWS = 32768
 
 
 class LayerView:
-    """One linear map: ``Conv2d``, ``ConvTranspose2d`` whose kernel is its stride, or ``Linear`` on flattened maps.
+    """One linear map: ``Conv2d``, ``ConvTranspose2d`` whose kernel is its stride, or ``Linear`` on
+    flattened maps.
 
-    Its matrix is ``[out, in]``: for a convolution ``in`` runs over (channel, row, column) of the kernel, for a transposed one
-    ``out`` does, for a linear layer on flattened maps ``in`` runs over (channel, position).
+    Its matrix is ``[out, in]``: for a convolution ``in`` runs over (channel, row, column) of the
+    kernel, for a transposed one ``out`` does, for a linear layer on flattened maps ``in`` runs over
+    (channel, position).
 
     Raises:
         ValueError: On another layer, or groups or dilation.
@@ -24,8 +26,14 @@ class LayerView:
         if not plain:
             if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 raise ValueError(f'Inheritance cannot rewrite a {type(layer).__name__}.')
-            if layer.groups != 1 or layer.dilation != (1, 1) or (self.spreads and layer.kernel_size != layer.stride):
-                raise ValueError(f'Inheritance cannot rewrite {layer}: groups, dilation or an overlapping kernel.')
+            if (
+                layer.groups != 1
+                or layer.dilation != (1, 1)
+                or (self.spreads and layer.kernel_size != layer.stride)
+            ):
+                raise ValueError(
+                    f'Inheritance cannot rewrite {layer}: groups, dilation or an overlapping kernel.'
+                )
         self.flat = plain
 
     @property
@@ -53,7 +61,9 @@ class LayerView:
             inner, outer, *kernel = weight.shape
             matrix = matrix.reshape(outer, *kernel, inner).permute(3, 0, 1, 2)
         if matrix.numel() != weight.numel():
-            raise RuntimeError(f'Inheritance made {matrix.numel()} weights for a layer of {tuple(weight.shape)}.')
+            raise RuntimeError(
+                f'Inheritance made {matrix.numel()} weights for a layer of {tuple(weight.shape)}.'
+            )
         weight.detach().copy_(matrix.reshape(weight.shape))
         if self.layer.bias is not None and bias is not None:
             self.layer.bias.detach().copy_(bias)
@@ -76,7 +86,8 @@ class LayerView:
             read (Tensor): ``[in channels, new in channels]``.
             write (Tensor, optional): ``[new out channels, out channels]``.
             rows (Tensor, optional): Instead of ``write``, the output channels to keep.
-            offset (Tensor, optional): Constant part of the inputs ``[in channels]`` that goes into the bias.
+            offset (Tensor, optional): Constant part of the inputs ``[in channels]`` that goes into
+                the bias.
 
         Returns:
             tuple: Matrix of the new layer, and its bias per channel.

@@ -11,9 +11,9 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 class Refit:
     """Correct a linear layer by ridge least squares, drawn towards the weights it has.
 
-    Solves ``min_V |T - (X V^T + c)|^2 + ridge |V - W|^2``. Only sums over the rows are kept. Some rows are held out to choose the
-    ridge; if no ridge beats the present weights there, these stay. A layer that already gives the targets is left as
-    it is, to rounding.
+    Solves ``min_V |T - (X V^T + c)|^2 + ridge |V - W|^2``. Only sums over the rows are kept. Some
+    rows are held out to choose the ridge; if no ridge beats the present weights there, these stay.
+    A layer that already gives the targets is left as it is, to rounding.
 
     Args:
         weight (Tensor): Present weights ``W``, ``[out, in]``.
@@ -64,7 +64,9 @@ class Refit:
         if self.rows[1]:
             for candidate in RIDGES:
                 step = self._solve(self.gram[0], self.cross[0], candidate)
-                gain = float((step * (self.gram[1] @ step)).sum() - 2 * (step * self.cross[1]).sum())
+                gain = float(
+                    (step * (self.gram[1] @ step)).sum() - 2 * (step * self.cross[1]).sum()
+                )
                 if gain < best:
                     ridge, best = candidate, gain
         if ridge is None:
@@ -101,11 +103,15 @@ class Moments:
         return self.square / max(self.rows, 1) - torch.outer(self.mean, self.mean)
 
 
-def keep_inputs(moments: Moments, weight: Tensor, kept: int, group: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the inputs of a linear layer that reconstruct its output best, dropping the cheapest one by one.
+def keep_inputs(
+    moments: Moments, weight: Tensor, kept: int, group: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the inputs of a linear layer that reconstruct its output best, dropping the cheapest
+    one by one.
 
-    The cost of dropping group ``S`` with all others refitted is ``tr(W_S [G^-1]_SS^-1 W_S^T)`` (optimal brain surgeon,
-    Hassibi and Stork, 1993, for groups), ``G`` the inputs' covariance: the means go into the bias.
+    The cost of dropping group ``S`` with all others refitted is ``tr(W_S [G^-1]_SS^-1 W_S^T)``
+    (optimal brain surgeon, Hassibi and Stork, 1993, for groups), ``G`` the inputs' covariance: the
+    means go into the bias.
 
     Args:
         moments (Moments): Of the inputs.
@@ -114,8 +120,8 @@ def keep_inputs(moments: Moments, weight: Tensor, kept: int, group: int = 1) -> 
         group (int): Neighbouring inputs that stay or go together (a head). Defaults to 1.
 
     Returns:
-        tuple: Indices of the kept groups, ascending; and the best reconstruction of all inputs from the kept ones, a
-        matrix ``[in, kept * group]`` and an offset ``[in]``.
+        tuple: Indices of the kept groups, ascending; and the best reconstruction of all inputs from
+        the kept ones, a matrix ``[in, kept * group]`` and an offset ``[in]``.
     """
     weight = weight.double()
     total = weight.shape[1] // group
@@ -153,11 +159,14 @@ def reconstruct(moments: Moments, columns: Tensor) -> tuple[Tensor, Tensor]:
     """All inputs from some: ``x ~ read x[columns] + offset`` by least squares.
 
     Returns:
-        tuple: ``read`` ``[C, k]``, whose rows for kept inputs are those of the identity, and ``offset`` ``[C]``.
+        tuple: ``read`` ``[C, k]``, whose rows for kept inputs are those of the identity, and
+            ``offset`` ``[C]``.
     """
     gram = moments.covariance
     own = gram[columns[:, None], columns]
-    own = own + 1e-4 * own.diagonal().mean().clamp_min(1e-300) * torch.eye(len(own), dtype=own.dtype, device=own.device)
+    own = own + 1e-4 * own.diagonal().mean().clamp_min(1e-300) * torch.eye(
+        len(own), dtype=own.dtype, device=own.device
+    )
     read = torch.linalg.solve(own, gram[columns]).t().contiguous()
     read[columns] = torch.eye(len(columns), dtype=read.dtype, device=read.device)
     offset = moments.mean - read @ moments.mean[columns]
@@ -165,15 +174,20 @@ def reconstruct(moments: Moments, columns: Tensor) -> tuple[Tensor, Tensor]:
     return read, offset
 
 
-def keep_evenly(total: int, kept: int, group: int = 1, device: torch.device | str = 'cpu') -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`keep_inputs`, evenly spread and without reconstruction: dropped inputs count as zero."""
+def keep_evenly(
+    total: int, kept: int, group: int = 1, device: torch.device | str = 'cpu'
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`keep_inputs`, evenly spread and without reconstruction: dropped inputs count as
+    zero."""
     groups = torch.linspace(0, total - 1, kept, dtype=torch.float64, device=device).round().long()
     columns = (groups[:, None] * group + torch.arange(group, device=device)).flatten()
     eye = torch.eye(total * group, dtype=torch.float64, device=device)
     return groups, eye[:, columns], torch.zeros_like(eye[0])
 
 
-def channel_fit(inputs: Sequence[Tensor], targets: Sequence[Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def channel_fit(
+    inputs: Sequence[Tensor], targets: Sequence[Tensor], weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
     """Refit an elementwise affine, channel by channel, over rows ``[N, C]``.
 
     Returns:
@@ -184,5 +198,7 @@ def channel_fit(inputs: Sequence[Tensor], targets: Sequence[Tensor], weight: Ten
     x = torch.cat([i.double() for i in inputs])
     error = torch.cat([t.double() for t in targets]) - (x * weight + bias)
     centred = x - x.mean(0)
-    slope = (centred * error).sum(0) / (centred.square().sum(0) + 1e-3 * n * centred.square().mean().clamp_min(1e-300))
+    slope = (centred * error).sum(0) / (
+        centred.square().sum(0) + 1e-3 * n * centred.square().mean().clamp_min(1e-300)
+    )
     return weight + slope, bias + error.mean(0) - slope * x.mean(0)

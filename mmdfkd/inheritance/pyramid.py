@@ -17,11 +17,14 @@ from .transformer import assign, held_out, stream_map
 MAX_FEATURES = 3200
 
 
-def refit_layer(layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor, bool]], per_pair: int) -> None:
+def refit_layer(
+    layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor, bool]], per_pair: int
+) -> None:
     """Refit a layer on its own inputs.
 
     Args:
-        layer (nn.Module): Convolution, transposed convolution or linear layer with its present weights.
+        layer (nn.Module): Convolution, transposed convolution or linear layer with its present
+            weights.
         pairs (Iterable): Inputs, the outputs it should have, and whether they are held out.
         per_pair (int): Rows to take of each pair at most.
     """
@@ -44,7 +47,8 @@ def norm_as(norm: nn.LayerNorm, maps: Tensor) -> Tensor:
 
 
 def fit_norm(norm: nn.LayerNorm, pairs: Iterable[tuple[Tensor, Tensor]], per_pair: int) -> None:
-    """Refit a LayerNorm's affine, channel by channel, to given outputs (pairs of its input and output)."""
+    """Refit a LayerNorm's affine, channel by channel, to given outputs (pairs of its input and
+    output)."""
     inputs, targets = [], []
     for maps, wanted in pairs:
         x = channels_last(norm_as(norm, maps)).flatten(0, -2)
@@ -62,8 +66,8 @@ class PyramidMap:
     """The map of the pyramid's channels, shared by all levels as their readers are.
 
     Attributes:
-        read: ``[n, n']``; the teacher's pyramid is ``read`` times the student's, as far as possible. Readers are
-            multiplied by it from the right.
+        read: ``[n, n']``; the teacher's pyramid is ``read`` times the student's, as far as
+            possible. Readers are multiplied by it from the right.
         before: Per level ``[n', n]``: from the input of the teacher's last norm to the student's.
         affine: Per level, weight and bias of the student's last norm.
         after: ``[n', n]``, from the teacher's pyramid to what the student's should be.
@@ -82,9 +86,9 @@ def pyramid_map(
 ) -> PyramidMap:
     """Choose the student's pyramid channels.
 
-    A level is ``g * v + b`` with ``v`` normalised. The varying part ``t = g * v`` of all levels is rotated to its leading
-    ``n' - 1`` directions ``R``; the free ones direction of the student's last LayerNorm carries what of the biases lies
-    outside them.
+    A level is ``g * v + b`` with ``v`` normalised. The varying part ``t = g * v`` of all levels is
+    rotated to its leading ``n' - 1`` directions ``R``; the free ones direction of the student's
+    last LayerNorm carries what of the biases lies outside them.
 
     Args:
         norms (Sequence): The teacher's last norm of each level.
@@ -113,7 +117,11 @@ def pyramid_map(
         keep = eye[index]
         share = moments.diagonal()[index].sum() / moments.trace()
         return PyramidMap(
-            keep.t(), [keep] * len(norms), [(w[index], b[index]) for w, b in affine], keep, float(share)
+            keep.t(),
+            [keep] * len(norms),
+            [(w[index], b[index]) for w, b in affine],
+            keep,
+            float(share),
         )
     values, vectors = torch.linalg.eigh(moments)
     r = vectors[:, 1 - narrow :].flip(-1)
@@ -130,7 +138,9 @@ def pyramid_map(
         level = ((r.t() @ energy @ r).trace() / narrow).sqrt().clamp_min(1e-12)
         before.append(z @ r.t() @ (weight[:, None] * centre) / level)
         own_affine.append((level.expand(narrow), after @ bias))
-    return PyramidMap(after.t(), before, own_affine, after, float(values[1 - narrow :].sum() / values.sum()))
+    return PyramidMap(
+        after.t(), before, own_affine, after, float(values[1 - narrow :].sum() / values.sum())
+    )
 
 
 def linear_bottleneck(second_moment: Tensor, reader: Tensor, narrow: int, method: str) -> Tensor:
@@ -164,14 +174,18 @@ def linear_bottleneck(second_moment: Tensor, reader: Tensor, narrow: int, method
 class _LevelHeir:
     """Makes one level of the student's pyramid."""
 
-    def __init__(self, teacher: SimpleFPN, student: SimpleFPN, level: int, stream: StreamMap, method: str) -> None:
+    def __init__(
+        self, teacher: SimpleFPN, student: SimpleFPN, level: int, stream: StreamMap, method: str
+    ) -> None:
         self.tp, self.sp = getattr(teacher, f'fpn{level + 1}'), getattr(student, f'fpn{level + 1}')
         self.tl, self.sl = teacher.lateral_convs[level], student.lateral_convs[level]
         self.tf, self.sf = teacher.fpn_convs[level], student.fpn_convs[level]
         self.stream, self.method = stream, method
         self.refit = method == 'slice'
 
-    def run(self, x: Sequence[Tensor], y: Sequence[Tensor], goal: tuple[Tensor, Tensor, Tensor]) -> None:
+    def run(
+        self, x: Sequence[Tensor], y: Sequence[Tensor], goal: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
         """Write the level.
 
         Args:
@@ -203,13 +217,20 @@ class _LevelHeir:
         assign(self.sf.norm.weight, weight)
         assign(self.sf.norm.bias, bias)
 
-    def _correct(self, layer: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    def _correct(
+        self, layer: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Tensor]
+    ) -> None:
         if self.refit:
-            pairs = ((a, b, held_out(i)) for i, (a, b) in enumerate(zip(inputs, targets, strict=True)))
+            pairs = (
+                (a, b, held_out(i)) for i, (a, b) in enumerate(zip(inputs, targets, strict=True))
+            )
             refit_layer(layer, pairs, self.per_pair)
 
-    def _rescale(self, x: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor], lateral: StreamMap) -> Tensor:
-        """Write the layers before the lateral convolution; returns the map that reads their output."""
+    def _rescale(
+        self, x: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor], lateral: StreamMap
+    ) -> Tensor:
+        """Write the layers before the lateral convolution; returns the map that reads their
+        output."""
         read = self.stream.read
         if len(self.tp) == 4:
             read, x, y = self._expand(x, y)
@@ -217,20 +238,26 @@ class _LevelHeir:
         elif isinstance(self.tp[0], nn.ConvTranspose2d):
             last, own = self.tp[0], self.sp[0]
         else:
-            # Identity, or a maximum, which no rotation passes exactly: the lateral refit makes up for it.
+            # Identity, or a maximum, which no rotation passes exactly: the lateral refit
+            # makes up for it.
             return read
         moments = Moments(z[0].shape[1], z[0].device)
         for b in z:
             moments.add(channels_last(b))
         reader = lateral.write @ LayerView(self.tl.conv).matrix()
-        keep = linear_bottleneck(moments.square / moments.rows, reader, own.out_channels, self.method)
+        keep = linear_bottleneck(
+            moments.square / moments.rows, reader, own.out_channels, self.method
+        )
         offset = self._offset if len(self.tp) == 4 else None
         LayerView(own).assign(*LayerView(last).derive(read, write=keep, offset=offset))
         self._correct(own, y, [apply_channels(keep, b) for b in z])
         return keep.t()
 
-    def _expand(self, x: Sequence[Tensor], y: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The first of two transposed convolutions, with its norm and activation: whole channels are kept."""
+    def _expand(
+        self, x: Sequence[Tensor], y: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The first of two transposed convolutions, with its norm and activation: whole channels
+        are kept."""
         first, norm, act = self.tp[0], self.tp[1], self.tp[2]
         own, own_norm = self.sp[0], self.sp[1]
         raw = [first(b) for b in x]
@@ -248,7 +275,11 @@ class _LevelHeir:
         assign(own_norm.weight, norm.weight[units])
         assign(own_norm.bias, norm.bias[units])
         if self.refit and kept < first.out_channels:
-            fit_norm(own_norm, ((own(a), norm(b)[:, units]) for a, b in zip(y, raw, strict=True)), self.per_pair)
+            fit_norm(
+                own_norm,
+                ((own(a), norm(b)[:, units]) for a, b in zip(y, raw, strict=True)),
+                self.per_pair,
+            )
         return read, hidden, [self.sp[2](own_norm(own(b))) for b in y]
 
 
@@ -265,7 +296,8 @@ def inherit_pyramid(
     Args:
         teacher, student (SimpleFPN): The two pyramids, of the same levels.
         stream (StreamMap): Map of the backbone's channels.
-        x, y (Sequence[Tensor]): The backbones' last maps per batch ``[B, D, H, W]``, the teacher's and the student's.
+        x, y (Sequence[Tensor]): The backbones' last maps per batch ``[B, D, H, W]``, the teacher's
+            and the student's.
         method (str): ``'slice'`` or ``'select'``.
 
     Returns:
@@ -273,15 +305,20 @@ def inherit_pyramid(
     """
     if teacher.scale_factors != student.scale_factors or teacher.num_outs != student.num_outs:
         raise ValueError(
-            f'The student\'s SimpleFPN has the scale factors {student.scale_factors} and {student.num_outs} levels, the teacher\'s '
+            f"The student's SimpleFPN has the scale factors {student.scale_factors} and {student.num_outs} levels, the teacher's "
             f'{teacher.scale_factors} and {teacher.num_outs}: they must be equal.'
         )
     wide, narrow = teacher.fpn_convs[0].conv.out_channels, student.fpn_convs[0].conv.out_channels
     if narrow > wide:
-        raise ValueError(f"The student's pyramid has {narrow} channels, more than the teacher's {wide}.")
+        raise ValueError(
+            f"The student's pyramid has {narrow} channels, more than the teacher's {wide}."
+        )
     levels = range(len(teacher.scale_factors))
     last = [
-        [teacher.fpn_convs[i].conv(teacher.lateral_convs[i](getattr(teacher, f'fpn{i + 1}')(b))) for b in x]
+        [
+            teacher.fpn_convs[i].conv(teacher.lateral_convs[i](getattr(teacher, f'fpn{i + 1}')(b)))
+            for b in x
+        ]
         for i in levels
     ]
     maps = pyramid_map([c.norm for c in teacher.fpn_convs], last, narrow, method)

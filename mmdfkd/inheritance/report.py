@@ -13,17 +13,19 @@ class InheritanceReport:
         method: ``'slice'`` or ``'select'``.
         layers: The teacher's block for each of the student's.
         heads: Kept attention heads, per kept block.
-        stream_energy: Share of the energy that LayerNorms see on synthetic images, in the kept directions.
+        stream_energy: Share of the energy that LayerNorms see on synthetic images, in the kept
+            directions.
         pyramid_energy: The same of the pyramid (detectors), or None.
         parameters: Share of the teacher's parameters.
         seconds: Time it took.
         images: Number of synthetic images it was made with.
-        agreement: Measures on held-out synthetic images, by name. Classifier: ``top1`` and ``kl`` (teacher to student,
-            nats). Two-stage: ``roi_class`` (share of the teacher's proposals with the same class), ``foreground_gap`` (mean
-            absolute difference of the foreground probability there), and ``pyramid_cosine`` per level (through
-            ``maps['pyramid']`` where widths differ).
-        maps: ``'stream'`` ``[D, d]`` and, for detectors, ``'pyramid'`` ``[n, n']``: the student's channels times them
-            approximate the teacher's. A good start for a feature aligner.
+        agreement: Measures on held-out synthetic images, by name. Classifier: ``top1`` and ``kl``
+            (teacher to student, nats). Two-stage: ``roi_class`` (share of the teacher's proposals
+            with the same class), ``foreground_gap`` (mean absolute difference of the foreground
+            probability there), and ``pyramid_cosine`` per level (through ``maps['pyramid']`` where
+            widths differ).
+        maps: ``'stream'`` ``[D, d]`` and, for detectors, ``'pyramid'`` ``[n, n']``: the student's
+            channels times them approximate the teacher's. A good start for a feature aligner.
     """
 
     method: str
@@ -49,10 +51,12 @@ class InheritanceReport:
             numbers = value if isinstance(value, list) else [value]
             agreement.append(f'{name} {" ".join(f"{n:.3f}" for n in numbers)}')
         heads = ' '.join('[' + ' '.join(map(str, kept)) + ']' for kept in self.heads)
-        pyramid = '' if self.pyramid_energy is None else f', of the pyramid {self.pyramid_energy:.1%}'
+        pyramid = (
+            '' if self.pyramid_energy is None else f', of the pyramid {self.pyramid_energy:.1%}'
+        )
         return (
             f"Inherited by '{self.method}' from {self.images} synthetic images in {self.seconds:.0f} s: "
-            f'{self.parameters:.1%} of the parameters, {self.stream_energy:.1%} of the stream\'s energy{pyramid}.\n'
+            f"{self.parameters:.1%} of the parameters, {self.stream_energy:.1%} of the stream's energy{pyramid}.\n"
             f'  blocks {self.layers}, heads {heads}\n'
             f'  agreement with the teacher at 0 steps: {", ".join(agreement)}'
         )

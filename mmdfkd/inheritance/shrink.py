@@ -34,10 +34,13 @@ def _cut(value: int, share: float, step: int = 1) -> int:
     return value if share == 1 else min(value, _nearest(value * share, step))
 
 
-def spread_globals(global_indices: tuple[int, ...], num_layers: int, kept_layers: int) -> tuple[int, ...]:
+def spread_globals(
+    global_indices: tuple[int, ...], num_layers: int, kept_layers: int
+) -> tuple[int, ...]:
     """Global blocks of a shallower ViTDet, spread over the depth as the teacher's are.
 
-    Their share is kept, rounded up: global blocks are the few that carry information across windows.
+    Their share is kept, rounded up: global blocks are the few that carry information across
+    windows.
 
     Args:
         global_indices (tuple[int]): Global blocks of the teacher.
@@ -62,7 +65,8 @@ def spread_globals(global_indices: tuple[int, ...], num_layers: int, kept_layers
 
 
 def _without_pretraining(cfg):
-    """A deep copy without ``Pretrained`` initialisations: the student's start is inherited or random."""
+    """A deep copy without ``Pretrained`` initialisations: the student's start is inherited or
+    random."""
     if isinstance(cfg, Mapping):
         kept = ConfigDict()
         for key, value in cfg.items():
@@ -98,8 +102,15 @@ def _shrink_classifier(model: ConfigDict, width: float, depth: float, mlp: float
         arch = VisionTransformer.arch_zoo[arch.lower()]
     if not isinstance(backbone.get('layer_cfgs', {}), Mapping):
         raise _unsupported('its backbone configures each layer apart (layer_cfgs is a list)')
-    if backbone.get('out_indices', -1) not in (-1, [-1], arch['num_layers'] - 1, [arch['num_layers'] - 1]):
-        raise _unsupported(f'its backbone returns the layers {backbone.out_indices}, not the last alone')
+    if backbone.get('out_indices', -1) not in (
+        -1,
+        [-1],
+        arch['num_layers'] - 1,
+        [arch['num_layers'] - 1],
+    ):
+        raise _unsupported(
+            f'its backbone returns the layers {backbone.out_indices}, not the last alone'
+        )
     backbone.pop('out_indices', None)
     heads = _cut(arch['num_heads'], width)
     backbone.arch = ConfigDict(
@@ -120,8 +131,17 @@ def _shrink_vitdet(backbone: ConfigDict, width: float, depth: float, mlp: float)
             raise _unsupported(f"its backbone has the unknown arch '{arch}'")
         arch = ARCHS[arch]._asdict()
     layers = arch['num_layers']
-    if backbone.get('out_indices', -1) not in (-1, [-1], (-1,), layers - 1, [layers - 1], (layers - 1,)):
-        raise _unsupported(f'its backbone returns the blocks {backbone.out_indices}, not the last alone')
+    if backbone.get('out_indices', -1) not in (
+        -1,
+        [-1],
+        (-1,),
+        layers - 1,
+        [layers - 1],
+        (layers - 1,),
+    ):
+        raise _unsupported(
+            f'its backbone returns the blocks {backbone.out_indices}, not the last alone'
+        )
     backbone.pop('out_indices', None)
     indices = tuple(sorted(i % layers for i in arch['global_indices']))
     kept = _cut(layers, depth)
@@ -136,7 +156,9 @@ def _shrink_vitdet(backbone: ConfigDict, width: float, depth: float, mlp: float)
     return backbone.arch.embed_dims
 
 
-def _shrink_roi_part(extractor: Mapping | None, part: ConfigDict, channels: int, head: float) -> None:
+def _shrink_roi_part(
+    extractor: Mapping | None, part: ConfigDict, channels: int, head: float
+) -> None:
     if isinstance(part, list | tuple):
         raise _unsupported('its RoI head has several stages (a cascade)')
     if extractor is not None:
@@ -151,8 +173,14 @@ def _shrink_roi_part(extractor: Mapping | None, part: ConfigDict, channels: int,
         part.conv_out_channels = _cut(part.get('conv_out_channels', 256), head, 8)
 
 
-def _shrink_detector(model: ConfigDict, width: float, depth: float, mlp: float, neck: float, head: float) -> None:
-    for key, expected in (('neck', 'SimpleFPN'), ('rpn_head', 'RPNHead'), ('roi_head', 'StandardRoIHead')):
+def _shrink_detector(
+    model: ConfigDict, width: float, depth: float, mlp: float, neck: float, head: float
+) -> None:
+    for key, expected in (
+        ('neck', 'SimpleFPN'),
+        ('rpn_head', 'RPNHead'),
+        ('roi_head', 'StandardRoIHead'),
+    ):
         if _name(model.get(key)) != expected:
             raise _unsupported(f'its {key} is {_name(model.get(key))}')
     model.neck.in_channels = _shrink_vitdet(model.backbone, width, depth, mlp)
@@ -175,9 +203,10 @@ def shrink_config(
 ) -> ConfigDict:
     """Derive a student's model config from its teacher's.
 
-    Heads keep their width (whole heads are inherited), so a classifier's ``embed_dims`` is its number of heads times
-    it; ViTDet states ``head_dims``, so its ``embed_dims`` is free. Classes, anchors, coders, ``test_cfg`` and
-    preprocessing stay the teacher's; ``Pretrained`` initialisations are dropped.
+    Heads keep their width (whole heads are inherited), so a classifier's ``embed_dims`` is its
+    number of heads times it; ViTDet states ``head_dims``, so its ``embed_dims`` is free. Classes,
+    anchors, coders, ``test_cfg`` and preprocessing stay the teacher's; ``Pretrained``
+    initialisations are dropped.
 
     Args:
         teacher_cfg (Mapping): The teacher's whole config.
@@ -188,7 +217,8 @@ def shrink_config(
         head (float, optional): Share of the detection heads' hidden widths. Defaults to ``width``.
 
     Returns:
-        ConfigDict: A ``model`` config, its ``data_preprocessor`` included where the teacher's config has one.
+        ConfigDict: A ``model`` config, its ``data_preprocessor`` included where the teacher's
+            config has one.
 
     Raises:
         ValueError: If a share is outside (0, 1] or the teacher's architecture is not supported.
@@ -196,7 +226,9 @@ def shrink_config(
     mlp, neck, head = (width if share is None else share for share in (mlp, neck, head))
     for name, share in dict(width=width, depth=depth, mlp=mlp, neck=neck, head=head).items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise ValueError(f'mmdfkd.Shrunk: {name}={share!r} must be a share of the teacher, above 0 and at most 1.')
+            raise ValueError(
+                f'mmdfkd.Shrunk: {name}={share!r} must be a share of the teacher, above 0 and at most 1.'
+            )
     if not isinstance(teacher_cfg.get('model'), Mapping):
         raise ValueError("mmdfkd.Shrunk needs the teacher's whole config, with its 'model'.")
     model = _without_pretraining(teacher_cfg['model'])

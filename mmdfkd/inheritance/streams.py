@@ -1,11 +1,12 @@
 """How channels of the teacher become channels of the student.
 
-A *stream* is a set of channels that layers write into and others read. A map between the teacher's ``D`` and the
-student's ``d`` channels says how each kind of layer is rewritten:
+A *stream* is a set of channels that layers write into and others read. A map between the teacher's
+``D`` and the student's ``d`` channels says how each kind of layer is rewritten:
 
 * what writes into the stream is multiplied from the left by ``write`` (``[d, D]``);
 * what reads it directly is multiplied from the right by ``read`` (``[D, d]``);
-* what reads it through a LayerNorm is multiplied from the right by the first result of :meth:`StreamMap.through_norm`.
+* what reads it through a LayerNorm is multiplied from the right by the first result of
+:meth:`StreamMap.through_norm`.
 """
 
 import math
@@ -35,8 +36,8 @@ class StreamMap(ABC):
             bias (Tensor): The teacher's affine bias ``[D]``.
 
         Returns:
-            tuple: ``E`` (``[D, d]``, by which readers are multiplied from the right), and the student's affine
-            weight and bias, ``[d]`` each.
+            tuple: ``E`` (``[D, d]``, by which readers are multiplied from the right), and the
+            student's affine weight and bias, ``[d]`` each.
         """
 
 
@@ -72,14 +73,16 @@ class SelectionMap(StreamMap):
 class RotationMap(StreamMap):
     """Keep leading directions of a stream that every reader normalises.
 
-    ``y = B x`` with ``B = sqrt(d/D) (Z R^T + 1 1^T / sqrt(dD))``: ``R`` holds ``d - 1`` orthonormal directions without a
-    mean, ``Z`` is an orthonormal basis of the zero-sum subspace of ``R^d``, and the ones direction carries the token's
-    mean. The factor keeps the variance over the channels, so that the student's LayerNorm needs no other epsilon. Where
-    ``x`` has no energy outside ``R`` and the ones direction, everything here is exact.
+    ``y = B x`` with ``B = sqrt(d/D) (Z R^T + 1 1^T / sqrt(dD))``: ``R`` holds ``d - 1`` orthonormal
+    directions without a mean, ``Z`` is an orthonormal basis of the zero-sum subspace of ``R^d``,
+    and the ones direction carries the token's mean. The factor keeps the variance over the
+    channels, so that the student's LayerNorm needs no other epsilon. Where ``x`` has no energy
+    outside ``R`` and the ones direction, everything here is exact.
 
-    A LayerNorm's output has no mean, so the ones direction of a reader's weight is free: it carries the teacher's
-    affine bias, at a constant affine bias of the student. Unlike a bias folded into the reader, this stays right for
-    readers without a bias and for zero padding between norm and reader (windows, convolutions).
+    A LayerNorm's output has no mean, so the ones direction of a reader's weight is free: it carries
+    the teacher's affine bias, at a constant affine bias of the student. Unlike a bias folded into
+    the reader, this stays right for readers without a bias and for zero padding between norm and
+    reader (windows, convolutions).
 
     Args:
         directions (Tensor): ``R``, ``[D, d - 1]``, orthonormal columns that sum to zero.
@@ -110,8 +113,8 @@ class RotationMap(StreamMap):
 def zero_sum_basis(channels: int, device: torch.device | str = 'cpu') -> Tensor:
     """An orthonormal basis of the vectors that sum to zero: ``[channels, channels - 1]``.
 
-    The columns of the orthonormal cosine transform without the constant one: every channel takes part in every
-    direction, so that none is special.
+    The columns of the orthonormal cosine transform without the constant one: every channel takes
+    part in every direction, so that none is special.
     """
     position = torch.arange(channels, dtype=torch.float64, device=device) + 0.5
     order = torch.arange(1, channels, dtype=torch.float64, device=device)
@@ -144,7 +147,9 @@ class NormStatistics:
         channels = len(self.covariance)
         basis = zero_sum_basis(channels, self.covariance.device)
         values, vectors = torch.linalg.eigh(basis.t() @ self.covariance @ basis)
-        share = values[-count:].sum() / values.sum().clamp_min(1e-300) if count else values.sum() * 0
+        share = (
+            values[-count:].sum() / values.sum().clamp_min(1e-300) if count else values.sum() * 0
+        )
         return basis @ vectors[:, -count:].flip(-1) if count else basis[:, :0], float(share)
 
 

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from .depth import choose_layers, uniform_layers
 from .least_squares import Moments, Refit, keep_evenly, keep_inputs
-from .streams import IdentityMap, NormStatistics, RotationMap, SelectionMap, StreamMap, uniform_index
+from .streams import (
+    IdentityMap,
+    NormStatistics,
+    RotationMap,
+    SelectionMap,
+    StreamMap,
+    uniform_index,
+)
 from .views import BlockView, VitView
 
 #: Tokens that the refits look at; more change nothing but the time.
@@ -43,7 +50,9 @@ def held_out(index: int) -> bool:
 def assign(parameter: Tensor, value: Tensor) -> None:
     """Write ``value`` into a parameter, in place."""
     if parameter.shape != value.shape:
-        raise RuntimeError(f'Inheritance made a weight of {tuple(value.shape)} for one of {tuple(parameter.shape)}.')
+        raise RuntimeError(
+            f'Inheritance made a weight of {tuple(value.shape)} for one of {tuple(parameter.shape)}.'
+        )
     parameter.detach().copy_(value)
 
 
@@ -67,11 +76,13 @@ def check_backbones(teacher: VitView, student: VitView) -> None:
     """Raise ValueError where a student cannot inherit from this teacher."""
     a, b = teacher.patch_conv(), student.patch_conv()
     if a.kernel_size != b.kernel_size or a.stride != b.stride:
-        raise ValueError(f"The student's patches are {b.kernel_size} px, the teacher's {a.kernel_size}: they must be equal.")
+        raise ValueError(
+            f"The student's patches are {b.kernel_size} px, the teacher's {a.kernel_size}: they must be equal."
+        )
     if teacher.head_dims != student.head_dims:
         raise ValueError(
             f"The student's attention heads are {student.head_dims} channels wide, the teacher's {teacher.head_dims}: whole "
-            'heads are inherited, so the width must be equal. Change num_heads (or ViTDet\'s arch.head_dims).'
+            "heads are inherited, so the width must be equal. Change num_heads (or ViTDet's arch.head_dims)."
         )
     sizes = dict(
         embed_dims=(teacher.dims, student.dims),
@@ -88,7 +99,9 @@ def check_backbones(teacher: VitView, student: VitView) -> None:
     tables = student.token_parameters()
     for name, table in teacher.token_parameters().items():
         if name not in tables:
-            raise ValueError(f"The teacher has a '{name}', the student has none: give both the same kind of backbone.")
+            raise ValueError(
+                f"The teacher has a '{name}', the student has none: give both the same kind of backbone."
+            )
         require_same_shape(name, table, tables[name])
 
 
@@ -114,8 +127,11 @@ class _BlockHeir:
         assign(own.bias, bias)
         return readers
 
-    def _inputs(self, moments: Moments, site: int, kept: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs of ``proj`` or ``fc2`` to keep, and the weights and bias that read them, in the student's stream."""
+    def _inputs(
+        self, moments: Moments, site: int, kept: int, group: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs of ``proj`` or ``fc2`` to keep, and the weights and bias that read them, in the
+        student's stream."""
         layer = (self.teacher.proj, self.teacher.fc2)[site]
         weight, bias = self.teacher.scaled(layer, site)
         weight, bias = self.stream.write @ weight, self.stream.write @ bias
@@ -132,11 +148,17 @@ class _BlockHeir:
         if self.student.scales[0] is not None:
             assign(self.student.scales[0], torch.ones_like(self.student.scales[0]))
         readers = self._norm(self.teacher.norm1, self.student.norm1)
-        lane = (groups[:, None] * self.head_dims + torch.arange(self.head_dims, device=groups.device)).flatten()
+        lane = (
+            groups[:, None] * self.head_dims + torch.arange(self.head_dims, device=groups.device)
+        ).flatten()
         inner = len(self.teacher.qkv.weight) // 3
         rows = torch.cat([lane + i * inner for i in range(3)])
         qkv = self.teacher.qkv
-        assign_layer(self.student.qkv, qkv.weight.double()[rows] @ readers, None if qkv.bias is None else qkv.bias[rows])
+        assign_layer(
+            self.student.qkv,
+            qkv.weight.double()[rows] @ readers,
+            None if qkv.bias is None else qkv.bias[rows],
+        )
         return groups, rows
 
     def mlp(self, moments: Moments) -> Tensor:
@@ -148,7 +170,11 @@ class _BlockHeir:
             assign(self.student.scales[1], torch.ones_like(self.student.scales[1]))
         readers = self._norm(self.teacher.norm2, self.student.norm2)
         fc1 = self.teacher.fc1
-        assign_layer(self.student.fc1, fc1.weight.double()[units] @ readers, None if fc1.bias is None else fc1.bias[units])
+        assign_layer(
+            self.student.fc1,
+            fc1.weight.double()[units] @ readers,
+            None if fc1.bias is None else fc1.bias[units],
+        )
         return units
 
     def correct(self, layer: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -168,7 +194,9 @@ def stream_map(
     if method == 'select':
         index = uniform_index(wide, narrow, device)
         diagonal = statistics.covariance.diagonal()
-        return SelectionMap(index, wide), float(diagonal[index].sum() / diagonal.sum().clamp_min(1e-300))
+        return SelectionMap(index, wide), float(
+            diagonal[index].sum() / diagonal.sum().clamp_min(1e-300)
+        )
     directions, energy = statistics.directions(narrow - 1)
     return RotationMap(directions), energy
 
@@ -203,16 +231,18 @@ def inherit_backbone(
 ) -> Plan:
     """Write a student's backbone.
 
-    Both networks run side by side, block by block, on the same images. Each linear layer of the student is made from the
-    teacher's and then refitted on the student's own inputs: ``qkv`` and ``fc1`` towards the teacher's values before the
-    nonlinearity, ``proj`` and ``fc2`` towards what the stream should be, so that errors do not add up and the last
-    layer before a dropped block stands in for it.
+    Both networks run side by side, block by block, on the same images. Each linear layer of the
+    student is made from the teacher's and then refitted on the student's own inputs: ``qkv`` and
+    ``fc1`` towards the teacher's values before the nonlinearity, ``proj`` and ``fc2`` towards what
+    the stream should be, so that errors do not add up and the last layer before a dropped block
+    stands in for it.
 
     Args:
         teacher, student (VitView): The two backbones, in evaluation mode.
         inputs (tuple): Normalised images per batch, for the statistics and for the refits.
         method (str): ``'slice'`` or ``'select'``.
-        readout (Callable): From the teacher's last tokens to what the network makes of them; judges layers.
+        readout (Callable): From the teacher's last tokens to what the network makes of them; judges
+            layers.
         distance (Callable): Between two readouts.
         stream (StreamMap, optional): Use this map instead of one chosen here.
 
@@ -241,7 +271,9 @@ def inherit_backbone(
     heads = []
     for slot, layer in enumerate(layers):
         end = layers[slot + 1] if slot + 1 < len(layers) else len(teacher.blocks)
-        kept, x, y = _inherit_block(teacher, student, layer, slot, range(layer + 1, end), stream, refit, x, y)
+        kept, x, y = _inherit_block(
+            teacher, student, layer, slot, range(layer + 1, end), stream, refit, x, y
+        )
         heads.append(kept)
     return Plan(stream, layers, heads, energy, x, y)
 
@@ -265,7 +297,10 @@ def _layers(teacher, student, batches, refit, readout, distance) -> list[int]:
     full = [readout(_advance(teacher, everything, tokens)) for tokens in some]
 
     def change(kept: tuple[int, ...]) -> float:
-        parts = [distance(readout(_advance(teacher, kept, t)), f) for t, f in zip(some, full, strict=True)]
+        parts = [
+            distance(readout(_advance(teacher, kept, t)), f)
+            for t, f in zip(some, full, strict=True)
+        ]
         return float(torch.stack(parts).mean())
 
     return choose_layers(teacher.kinds, student.kinds, change)
@@ -289,13 +324,15 @@ def _inherit_block(teacher, student, layer, slot, dropped, stream, refit, x, y):
     for name, table in teacher.head_tables(layer).items():
         if name not in tables or tables[name].shape != table.shape:
             raise ValueError(
-                f"Block {layer} of the teacher has a {name} of {tuple(table.shape)}, block {slot} of the student "
+                f'Block {layer} of the teacher has a {name} of {tuple(table.shape)}, block {slot} of the student '
                 f'{tuple(tables[name].shape) if name in tables else "none"}: give both the same img_size, window_size and '
                 'use_rel_pos.'
             )
         assign(tables[name], table)
     if refit:
-        heir.correct(sb.qkv, ((sb.norm1(b), tb.qkv(n)[..., rows]) for b, n in zip(y, normed, strict=True)))
+        heir.correct(
+            sb.qkv, ((sb.norm1(b), tb.qkv(n)[..., rows]) for b, n in zip(y, normed, strict=True))
+        )
     del normed
     mixed = [student.mix(slot, sb.norm1(tokens)) for tokens in y]
     if refit:
@@ -313,7 +350,11 @@ def _inherit_block(teacher, student, layer, slot, dropped, stream, refit, x, y):
     units = heir.mlp(moments)
     if refit:
         heir.correct(
-            sb.fc1, ((sb.norm2(b), tb.fc1(tb.norm2(a))[..., units]) for a, b in zip(middle, y, strict=True))
+            sb.fc1,
+            (
+                (sb.norm2(b), tb.fc1(tb.norm2(a))[..., units])
+                for a, b in zip(middle, y, strict=True)
+            ),
         )
     hidden = [sb.act(sb.fc1(sb.norm2(tokens))) for tokens in y]
     if refit:

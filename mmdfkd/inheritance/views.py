@@ -41,8 +41,13 @@ class BlockView:
         self.scales = scales
 
     def scaled(self, layer: nn.Linear, site: int) -> tuple[Tensor, Tensor]:
-        """Weight and bias of ``proj`` (site 0) or ``fc2`` (site 1), LayerScale included, float64."""
-        bias = layer.bias.double() if layer.bias is not None else layer.weight.new_zeros(len(layer.weight)).double()
+        """Weight and bias of ``proj`` (site 0) or ``fc2`` (site 1), LayerScale included,
+        float64."""
+        bias = (
+            layer.bias.double()
+            if layer.bias is not None
+            else layer.weight.new_zeros(len(layer.weight)).double()
+        )
         weight, scale = layer.weight.double(), self.scales[site]
         if scale is not None:
             weight, bias = weight * scale.double()[:, None], bias * scale.double()
@@ -107,7 +112,8 @@ class ViTDetView(VitView):
         super().__init__(backbone)
         self.dims = backbone.embed_dims
         self.kinds = tuple(
-            'global' if i in backbone.global_indices else 'window' for i in range(backbone.num_layers)
+            'global' if i in backbone.global_indices else 'window'
+            for i in range(backbone.num_layers)
         )
         self.head_dims = backbone.blocks[0].attn.head_dims
         self.num_heads = backbone.blocks[0].attn.num_heads
@@ -126,7 +132,9 @@ class ViTDetView(VitView):
             if not block.window_size:
                 return block.attn(normed)
             windows, padded = window_partition(normed, block.window_size)
-            return window_unpartition(block.attn(windows), block.window_size, padded, normed.shape[1:3])
+            return window_unpartition(
+                block.attn(windows), block.window_size, padded, normed.shape[1:3]
+            )
 
     def patch_conv(self) -> nn.Conv2d:
         return self.backbone.patch_embed.proj
@@ -136,7 +144,11 @@ class ViTDetView(VitView):
 
     def head_tables(self, index: int) -> dict[str, Tensor]:
         attn = self.backbone.blocks[index].attn
-        return {} if attn.rel_pos_h is None else {'rel_pos_h': attn.rel_pos_h, 'rel_pos_w': attn.rel_pos_w}
+        return (
+            {}
+            if attn.rel_pos_h is None
+            else {'rel_pos_h': attn.rel_pos_h, 'rel_pos_w': attn.rel_pos_w}
+        )
 
 
 class MmpretrainView(VitView):
@@ -147,13 +159,17 @@ class MmpretrainView(VitView):
         self.dims = backbone.embed_dims
         self.kinds = ('global',) * len(backbone.layers)
         if not isinstance(backbone.pre_norm, nn.Identity):
-            raise ValueError('Inheritance does not support a ViT with a norm before its first block (pre_norm=True).')
+            raise ValueError(
+                'Inheritance does not support a ViT with a norm before its first block (pre_norm=True).'
+            )
         if backbone.out_type == 'avg_featmap' and backbone.final_norm:
             raise ValueError(
                 "Inheritance supports out_type='avg_featmap' with final_norm=False only: two norms in a row cannot be rotated."
             )
         if backbone.out_type not in ('cls_token', 'avg_featmap'):
-            raise ValueError(f"Inheritance supports out_type 'cls_token' and 'avg_featmap', not '{backbone.out_type}'.")
+            raise ValueError(
+                f"Inheritance supports out_type 'cls_token' and 'avg_featmap', not '{backbone.out_type}'."
+            )
         self.head_dims = backbone.layers[0].attn.head_dims
         self.num_heads = backbone.layers[0].attn.num_heads
         self.blocks = [self._view(layer) for layer in backbone.layers]
@@ -161,7 +177,12 @@ class MmpretrainView(VitView):
     @staticmethod
     def _view(layer: nn.Module) -> BlockView:
         ffn = getattr(layer.ffn, 'layers', None)
-        if ffn is None or not isinstance(ffn[0], nn.Sequential) or layer.ffn.num_fcs != 2 or layer.attn.v_shortcut:
+        if (
+            ffn is None
+            or not isinstance(ffn[0], nn.Sequential)
+            or layer.ffn.num_fcs != 2
+            or layer.attn.v_shortcut
+        ):
             raise ValueError(
                 f'Inheritance needs a plain attention and a two-layer MLP, not a {type(layer.ffn).__name__}.'
             )
@@ -174,13 +195,25 @@ class MmpretrainView(VitView):
             scales.append(getattr(gamma, 'scale', None) if weight is None else weight)
         attn = layer.attn
         return BlockView(
-            layer, layer.ln1, attn.qkv, attn.proj, layer.ln2, ffn[0][0], ffn[0][1], ffn[1], tuple(scales)
+            layer,
+            layer.ln1,
+            attn.qkv,
+            attn.proj,
+            layer.ln2,
+            ffn[0][0],
+            ffn[0][1],
+            ffn[1],
+            tuple(scales),
         )
 
     def embed(self, inputs: Tensor) -> Tensor:
         net = self.backbone
         x, size = net.patch_embed(inputs)
-        extra = [t.expand(len(x), -1, -1) for t in (net.cls_token, getattr(net, 'dist_token', None)) if t is not None]
+        extra = [
+            t.expand(len(x), -1, -1)
+            for t in (net.cls_token, getattr(net, 'dist_token', None))
+            if t is not None
+        ]
         x = torch.cat([*extra, x], 1)
         return x + net.resize_pos_embed(
             net.pos_embed, net.patch_resolution, size, net.interpolate_mode, net.num_extra_tokens
@@ -196,7 +229,11 @@ class MmpretrainView(VitView):
 
     def token_parameters(self) -> dict[str, Tensor]:
         names = ('pos_embed', 'cls_token', 'dist_token')
-        return {n: getattr(self.backbone, n) for n in names if getattr(self.backbone, n, None) is not None}
+        return {
+            n: getattr(self.backbone, n)
+            for n in names
+            if getattr(self.backbone, n, None) is not None
+        }
 
     def head_tables(self, index: int) -> dict[str, Tensor]:
         return {}
@@ -208,8 +245,8 @@ class MmpretrainView(VitView):
             tokens (Tensor): Output of the last block ``[B, N, D]``.
 
         Returns:
-            tuple: The last norm, or None, and its input ``[B, K, D]``: class token, class and distillation token, or the
-            mean of the patches.
+            tuple: The last norm, or None, and its input ``[B, K, D]``: class token, class and
+            distillation token, or the mean of the patches.
         """
         net = self.backbone
         if net.out_type == 'avg_featmap':
