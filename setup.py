@@ -73,6 +73,7 @@ setup(
     ],
     keywords='knowledge distillation, data-free, vision transformer, object detection',
     packages=find_packages(include=('mmdfkd', 'mmdfkd.*')),
+    include_package_data=True,
     python_requires='>=3.10',
     # The toolboxes are extras: two families share the import names, and a copy must never be put
     # over one that is there.
