@@ -1,0 +1,9 @@
+# What every data-free run needs beside the ordinary runtime.
+custom_hooks = [
+    dict(type='mmdfkd.DistillHook'),
+    dict(type='mmdfkd.DataAuditHook'),
+    dict(type='mmdfkd.StudentExportHook'),
+]
+custom_imports = dict(imports=['mmdfkd'], allow_failed_imports=False)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')

@@ -1,0 +1,42 @@
+"""How to run one family of networks: the only place that knows an mmdet or mmpretrain model from inside."""
+
+from torch import nn
+
+from .base import Adapter
+from .classifier import ClassifierAdapter
+from .normalizer import Normalizer
+from .observation import Memory, Observation, Probe, Response, Targets
+from .two_stage import TwoStageAdapter
+
+FAMILIES: tuple[type[Adapter], ...] = (ClassifierAdapter, TwoStageAdapter)
+
+
+def build_adapter(net: nn.Module, normalizer: Normalizer) -> Adapter:
+    """Choose the adapter that runs ``net``.
+
+    Raises:
+        TypeError: If no family supports it; names those that are supported.
+    """
+    for family in FAMILIES:
+        if family.supports(net):
+            return family(net, normalizer)
+    known = ', '.join(f.family for f in FAMILIES)
+    raise TypeError(
+        f'No adapter runs a {type(net).__name__}. Supported families: {known}. To add one, implement '
+        'mmdfkd.adapters.Adapter (docs/adding_a_family.md).'
+    )
+
+
+__all__ = [
+    'Adapter',
+    'ClassifierAdapter',
+    'FAMILIES',
+    'Memory',
+    'Normalizer',
+    'Observation',
+    'Probe',
+    'Response',
+    'Targets',
+    'TwoStageAdapter',
+    'build_adapter',
+]

@@ -1,0 +1,83 @@
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .normalizer import Normalizer
+from .observation import Memory, Observation, Probe, Response, Targets
+from .taps import tapped
+
+
+class Adapter(ABC):
+    """How to run one family of networks; stateless around the network.
+
+    Args:
+        net (nn.Module): An mmdet or mmpretrain model.
+        normalizer (Normalizer): From images in [0, 1] to the network's input.
+    """
+
+    #: Name of the family in messages and reports.
+    family: str
+
+    def __init__(self, net: nn.Module, normalizer: Normalizer) -> None:
+        self.net = net
+        self.normalizer = normalizer
+
+    @classmethod
+    @abstractmethod
+    def supports(cls, net: nn.Module) -> bool:
+        """Whether this adapter can run ``net``."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of foreground classes."""
+
+    @abstractmethod
+    def features(self, inputs: Tensor) -> tuple:
+        """Run backbone and neck on normalised ``inputs`` ``[B, 3, H, W]``."""
+
+    def encode(self, images: Tensor, taps: Sequence[str] = ()) -> Memory:
+        """Compute the features once.
+
+        Args:
+            images (Tensor): RGB in [0, 1], ``[B, 3, H, W]``.
+            taps (Sequence[str]): Dotted names of modules of the network whose outputs to keep.
+
+        Returns:
+            Memory: Features and taps; hooks are removed before it returns.
+        """
+        size = (images.shape[-2], images.shape[-1])
+        with tapped(self.net, taps) as caught:
+            feats = self.features(self.normalizer(images))
+        return Memory(feats=feats, image_size=size, taps=caught)
+
+    def propose(self, memory: Memory, targets: Targets | None = None) -> Probe | None:
+        """Choose where both networks are asked (teacher only, no gradient); None where there is nothing to choose."""
+        return None
+
+    @abstractmethod
+    def answer(self, memory: Memory, probe: Probe | None) -> Response:
+        """Differentiable outputs at the probe, from this or (where the widths agree) the other network's memory."""
+
+    def unreached(self, responds: bool) -> tuple[str, ...]:
+        """Modules of the network that no loss can reach, with or without a head that compares responses."""
+        return ()
+
+    @abstractmethod
+    def target_loss(self, memory: Memory, targets: Targets) -> Tensor:
+        """How far the network's answer is from ``targets``, per image: ``[B]``, differentiable to the pixels."""
+
+    @abstractmethod
+    def class_votes(self, memory: Memory) -> Tensor:
+        """How much of each class the network sees in each image: ``[B, num_classes]`` in [0, 1], without gradient."""
+
+    @torch.no_grad()
+    def observe(self, images: Tensor, taps: Sequence[str] = (), respond: bool = True) -> Observation:
+        """Encode, propose and answer without gradient: the teacher's side of a step."""
+        memory = self.encode(images, taps)
+        if not respond:
+            return Observation(memory)
+        probe = self.propose(memory)
+        return Observation(memory, probe, self.answer(memory, probe))

@@ -1,0 +1,45 @@
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Adapter
+from .observation import Memory, Probe, Response, Targets
+
+
+class ClassifierAdapter(Adapter):
+    """mmpretrain's ``ImageClassifier`` with a linear classification head."""
+
+    family = 'classifier'
+
+    @classmethod
+    def supports(cls, net: nn.Module) -> bool:
+        """True for mmpretrain classifiers."""
+        return type(net).__name__ in ('ImageClassifier', 'TimmClassifier', 'HuggingFaceClassifier') and hasattr(
+            net, 'head'
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the head."""
+        return int(self.net.head.num_classes)
+
+    def features(self, inputs: Tensor) -> tuple:
+        """Backbone and neck."""
+        return self.net.extract_feat(inputs)
+
+    def unreached(self, responds: bool) -> tuple[str, ...]:
+        """Without responses, the classification head."""
+        return () if responds else ('head',)
+
+    def answer(self, memory: Memory, probe: Probe | None = None) -> Response:
+        """Class logits ``[B, classes]``; the mean of both heads for a distilled DeiT, as its own evaluation does."""
+        return Response(logits=self.net.head(memory.feats))
+
+    def target_loss(self, memory: Memory, targets: Targets) -> Tensor:
+        """Cross-entropy with the target class, per image."""
+        return F.cross_entropy(self.answer(memory).logits, targets.labels, reduction='none')
+
+    @torch.no_grad()
+    def class_votes(self, memory: Memory) -> Tensor:
+        """Class probabilities."""
+        return self.answer(memory).logits.softmax(-1)

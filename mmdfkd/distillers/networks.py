@@ -1,0 +1,86 @@
+"""From a config reference to a network: the whole config is used, never ``cfg.model`` alone."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import get_installed_path
+from torch import nn
+
+
+def load_config(reference: str | Mapping) -> Config:
+    """Load a whole config.
+
+    Args:
+        reference (str | Mapping): A path, ``'mmdet::detr/detr_r50_8xb2-150e_coco.py'`` (a config inside an installed
+            package), or an inline mapping with at least ``model``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        KeyError: If the config has no ``model``.
+    """
+    if isinstance(reference, Mapping):
+        # A copy with plain values: Config keeps references, and a teacher and its student must share none.
+        cfg = Config(copy.deepcopy(dict(reference)))
+        name = 'the inline config'
+    else:
+        name = str(reference)
+        if '::' in name:
+            package, relative = name.split('::', 1)
+            path = Path(get_installed_path(package)) / '.mim' / 'configs' / relative
+        else:
+            path = Path(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no config '{name}' (looked for {path}).")
+        cfg = Config.fromfile(path)
+    if 'model' not in cfg:
+        raise KeyError(f"{name} has no 'model'; give the whole config of an mmdet or mmpretrain model.")
+    return cfg
+
+
+def scope_of(cfg: Config) -> str:
+    """The registry scope that a config's model is written in; mmdet where it does not say."""
+    return cfg.get('default_scope') or cfg.model.get('_scope_') or 'mmdet'
+
+
+def without_init(cfg: Mapping) -> ConfigDict:
+    """A copy of a model config that downloads and loads nothing: every ``init_cfg`` and ``pretrained`` removed."""
+
+    def strip(value):
+        if isinstance(value, Mapping):
+            return {k: strip(v) for k, v in value.items() if k not in ('init_cfg', 'pretrained')}
+        if isinstance(value, (list, tuple)):
+            return type(value)(strip(v) for v in value)
+        return value
+
+    return ConfigDict(strip(cfg))
+
+
+def model_config(cfg: Config) -> ConfigDict:
+    """The model of a whole config with the top-level ``data_preprocessor`` merged in, as the Runner does."""
+    model = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
+    return model
+
+
+def build_network(cfg: Config, keep_init: bool = False) -> nn.Module:
+    """Build the model of a whole config, in its own scope.
+
+    Args:
+        cfg (Config): The whole config.
+        keep_init (bool): Keep its ``init_cfg`` (``init='config'``). Otherwise nothing is downloaded or read.
+
+    Returns:
+        nn.Module: On a CPU, SyncBN is replaced by BatchNorm, which alone runs there.
+    """
+    model = model_config(cfg)
+    if not keep_init:
+        model = without_init(model)
+    with DefaultScope.overwrite_default_scope(scope_of(cfg)):
+        net = MODELS.build(model)
+    return net if torch.cuda.is_available() else revert_sync_batchnorm(net)

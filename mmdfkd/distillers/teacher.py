@@ -1,0 +1,65 @@
+from collections.abc import Sequence
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mmdfkd.adapters import Normalizer, Observation, build_adapter
+from mmdfkd.utils.checkpoint import read_checkpoint, unwrap_state_dict
+from mmdfkd.utils.key_report import load_strict
+
+from .networks import build_network, load_config
+
+
+class Teacher:
+    """The frozen network that is distilled.
+
+    Not an ``nn.Module``: as a child of the distiller it would be saved, averaged, re-initialised and switched
+    to train mode with it. Deep copies (an EMA's) share it.
+
+    Args:
+        config (str | dict): Its whole config.
+        checkpoint (str): Its weights. Read only by :meth:`load`, so a test run needs no file.
+        input_order (str): Channel order of the images its own pipeline loads: ``'rgb'``, ``'bgr'``, or ``'auto'`` to read it
+            from the config. Defaults to ``'auto'``.
+    """
+
+    def __init__(self, config: str | dict, checkpoint: str, input_order: str = 'auto') -> None:
+        self.cfg: Config = load_config(config)
+        self.checkpoint = checkpoint
+        net = build_network(self.cfg)
+        net.eval().requires_grad_(False)
+        self.adapter = build_adapter(net, Normalizer.from_config(self.cfg, input_order))
+        self.loaded = False
+
+    @property
+    def net(self):
+        """The teacher's network."""
+        return self.adapter.net
+
+    def load(self) -> None:
+        """Load the weights; any missing, unexpected or mismatched key stops the run and is named.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            CheckpointMismatchError: If the file holds other weights than the network needs.
+        """
+        state_dict = unwrap_state_dict(read_checkpoint(self.checkpoint))
+        load_strict(self.net, state_dict, what=f'teacher {self.checkpoint}')
+        self.net.eval().requires_grad_(False)
+        self.loaded = True
+        self.adapter.normalizer.describe('Teacher')
+        print_log(f'Teacher: {len(state_dict)} tensors from {self.checkpoint}', 'current')
+
+    def observe(self, images: Tensor, taps: Sequence[str], respond: bool) -> Observation:
+        """What the teacher says about ``images`` ``[B, 3, H, W]``, without gradient.
+
+        Raises:
+            RuntimeError: If its weights were never loaded: nothing is learned from random weights.
+        """
+        if not self.loaded:
+            raise RuntimeError("The teacher's weights are not loaded: Teacher.load() runs in init_weights().")
+        return self.adapter.observe(images, taps, respond)
+
+    def __deepcopy__(self, memo: dict) -> 'Teacher':
+        return self

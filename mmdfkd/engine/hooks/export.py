@@ -1,0 +1,167 @@
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+
+from mmdfkd.distillers import model_config
+from mmdfkd.registry import HOOKS
+from mmdfkd.utils.checkpoint import save_tensors
+from mmdfkd.utils.data_audit import DataAudit
+from mmdfkd.utils.run_files import (
+    RUN,
+    SAMPLES,
+    STUDENT,
+    STUDENT_CONFIG,
+    STUDENT_START,
+    TEACHER_CONFIG,
+    project_commit,
+    write_json,
+)
+
+from .distill import distiller_of
+
+_SAMPLES = 36
+
+
+def _plain(value):
+    """Config values without a Config's own types, for a file that is read back."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(v) for v in value)
+    return value
+
+
+def _uses_own_models(value) -> bool:
+    if isinstance(value, dict):
+        return any(_uses_own_models(v) for v in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_uses_own_models(v) for v in value)
+    return isinstance(value, str) and value.startswith('mmdfkd.')
+
+
+def ordinary_config(model: dict, run: Config) -> Config:
+    """A config with which mmdet or mmpretrain alone runs ``model`` on the run's own test set.
+
+    ``mmdfkd.models`` is imported only where the architecture is ours.
+    """
+    cfg = dict(model=_plain(model), default_scope=run.get('default_scope', 'mmdet'))
+    if _uses_own_models(cfg['model']):
+        cfg['custom_imports'] = dict(imports=['mmdfkd.models'], allow_failed_imports=False)
+    for key in ('test_dataloader', 'test_evaluator', 'test_pipeline', 'env_cfg'):
+        if run.get(key) is not None:
+            cfg[key] = _plain(run[key])
+    if 'test_dataloader' in cfg:
+        cfg['test_cfg'] = dict(type='TestLoop')
+        # mm's demos and inferencers read the pipeline here.
+        cfg.setdefault('test_pipeline', cfg['test_dataloader']['dataset'].get('pipeline', []))
+    cfg['load_from'] = None
+    cfg['work_dir'] = None
+    return Config(cfg)
+
+
+@HOOKS.register_module()
+class StudentExportHook(Hook):
+    """Leaves an ordinary student, and what the report needs, in the work directory.
+
+    ``student.pth`` (tensors only) with ``student_config.py``; ``student_start.pth``, the student before any step;
+    ``teacher_config.py``; a few synthetic images; ``run.json``.
+    """
+
+    # After the last checkpoint is written.
+    priority = 'LOWEST'
+
+    def before_run(self, runner) -> None:
+        """The clock of the whole run: inheriting and preparing the source count."""
+        self._began = time.time()
+        self._before = 0.0
+
+    @master_only
+    def before_train(self, runner) -> None:
+        """Keep the student as it starts."""
+        self._export_configs(runner)
+        if not runner._resume:
+            self._export(runner, STUDENT_START)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Seconds so far: a resumed run adds to them."""
+        checkpoint.setdefault('dfkd_state', {})['seconds'] = self._seconds()
+        report = distiller_of(runner).inheritance_report
+        if report is not None:
+            checkpoint['dfkd_state']['inheritance'] = report.to_dict()
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Go on from the seconds and the inheritance of the interrupted run."""
+        if runner._resume:
+            state = checkpoint.get('dfkd_state', {})
+            self._before = state.get('seconds', 0.0)
+            self._inherited = state.get('inheritance')
+
+    _inherited: dict | None = None
+
+    def _seconds(self) -> float:
+        return self._before + time.time() - self._began
+
+    @master_only
+    def after_train(self, runner) -> None:
+        """Write the student and the facts of the run."""
+        seconds = self._seconds()
+        distiller = distiller_of(runner)
+        self._export(runner, STUDENT)
+        self._export_samples(runner)
+        report = distiller.inheritance_report
+        cfg = runner.cfg
+        write_json(
+            Path(runner.work_dir) / RUN,
+            dict(
+                teacher_checkpoint=str(distiller.teacher.checkpoint),
+                seed=runner.seed,
+                steps=runner.iter,
+                seconds=round(seconds, 1),
+                threads=torch.get_num_threads(),
+                train_images_read=DataAudit.install_once().images_read,
+                data_free=distiller.data_free,
+                init=distiller.init,
+                uses_external_weights=distiller.init not in ('inherit', 'random'),
+                source=_plain(cfg.model['source']),
+                commit=project_commit(),
+                config=Path(cfg.filename or '').name,
+                command=' '.join(shlex.quote(a) for a in [Path(sys.argv[0]).name, *sys.argv[1:]]),
+                inheritance=report.to_dict() if report is not None else self._inherited,
+                dataset_classes=list(runner.train_loop.dataloader.dataset.metainfo.get('classes') or ())
+                or list(getattr(runner.val_loop.dataloader.dataset, 'metainfo', {}).get('classes') or ()),
+                finished=True,
+            ),
+        )
+        runner.logger.info(f'Student exported to {Path(runner.work_dir) / STUDENT}')
+
+    def _export(self, runner, name: str) -> None:
+        distiller = distiller_of(runner)
+        state = {k: v.detach().cpu().clone() for k, v in distiller.student.net.state_dict().items()}
+        meta = dict(seed=runner.seed, iter=runner.iter)
+        dataset_meta = getattr(runner.val_loop.dataloader.dataset, 'metainfo', None) if runner.val_loop else None
+        if dataset_meta and dataset_meta.get('classes'):
+            meta['dataset_meta'] = dict(classes=list(dataset_meta['classes']))
+        save_tensors(state, Path(runner.work_dir) / name, meta)
+
+    def _export_configs(self, runner) -> None:
+        distiller = distiller_of(runner)
+        ordinary_config(distiller.student_cfg.model, runner.cfg).dump(Path(runner.work_dir) / STUDENT_CONFIG)
+        teacher = model_config(distiller.teacher.cfg)
+        ordinary_config(teacher, runner.cfg).dump(Path(runner.work_dir) / TEACHER_CONFIG)
+
+    def _export_samples(self, runner) -> None:
+        distiller = distiller_of(runner)
+        if not distiller.data_free:
+            return
+        dataset = runner.train_loop.dataloader.dataset
+        # Indices after the last step: what the source would draw next.
+        first = runner.iter * runner.train_loop.dataloader.batch_size
+        images, _ = distiller.source.draw([dataset[first + i] for i in range(_SAMPLES)])
+        images = (images.cpu() * 255).round().to(torch.uint8)
+        save_tensors(dict(images=images), Path(runner.work_dir) / SAMPLES, {})

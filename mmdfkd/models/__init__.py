@@ -1,0 +1,7 @@
+"""Ordinary networks: what an exported student needs, and nothing later."""
+
+from .backbones import ViTDet
+from .layers import LayerNorm2d
+from .necks import SimpleFPN
+
+__all__ = ['LayerNorm2d', 'SimpleFPN', 'ViTDet']
