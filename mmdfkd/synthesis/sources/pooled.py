@@ -55,7 +55,7 @@ class PooledSource(SyntheticSource):
         pool_size: int,
         balance: bool = True,
         uniform: float = 0.2,
-        power: float = 1.0,
+        power: float = 2.0,
         least_vote: float = 0.05,
         augment: Mapping | None = dict(type='mmdfkd.LightAugment'),
         batch_size: int = 32,
