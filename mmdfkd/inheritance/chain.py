@@ -50,7 +50,8 @@ def conv_stage(module: nn.Module) -> Stage:
     norm = module.norm if module.with_norm else None
     if norm is not None and not isinstance(norm, nn.LayerNorm):
         raise ValueError(
-            f'Inheritance supports heads without a norm or with mmdfkd.LayerNorm2d, not {type(norm).__name__}.'
+            'Inheritance supports heads without a norm or with mmdfkd.LayerNorm2d, not '
+            f'{type(norm).__name__}.'
         )
     return Stage(module.conv, norm, module.activate if module.with_activation else nn.Identity())
 
@@ -61,17 +62,13 @@ def _channels(layer: nn.Module, channels: int) -> Tensor:
 
 
 def _importance(readers: Sequence[nn.Module], moments: Moments) -> Tensor:
-    """All readers of a stage's channels, each scaled to the same output variance: ``[rows,
-    channels]``."""
+    """All readers of a stage's channels ``[rows, channels]``, scaled to equal output variance."""
     channels = len(moments.sum)
     parts = []
     for reader in readers:
         weight = LayerView(reader)
         matrix = weight.matrix()
-        if weight.spreads:
-            matrix = matrix.view(-1, channels)
-        else:
-            matrix = weight.by_channel(channels)
+        matrix = matrix.view(-1, channels) if weight.spreads else weight.by_channel(channels)
         level = ((matrix @ moments.covariance) * matrix).sum().sqrt().clamp_min(1e-12)
         parts.append(matrix / level)
     return torch.cat(parts)
@@ -89,7 +86,8 @@ def inherit_chain(
     """Write the layers of a head.
 
     Args:
-        teacher, student (Sequence[Stage]): Hidden stages, of equal number.
+        teacher (Sequence[Stage]): The teacher's hidden stages.
+        student (Sequence[Stage]): The student's, of equal number.
         finals (Sequence): Pairs of output layers that read the last stage.
         inputs (tuple): What the teacher's and the student's first stage read, maps per batch.
         held (Sequence[bool]): Which of them are held out.
@@ -137,7 +135,8 @@ def _choose(hidden, readers, own: nn.Module, method: str) -> tuple[Tensor, Tenso
     kept = own.out_features if isinstance(own, nn.Linear) else own.out_channels
     if kept > channels:
         raise ValueError(
-            f"A hidden layer of the student's head has {kept} channels, more than the teacher's {channels}."
+            f"A hidden layer of the student's head has {kept} channels, more than the teacher's "
+            f'{channels}.'
         )
     if method != 'slice':
         return keep_evenly(channels, kept, 1, hidden[0].device)

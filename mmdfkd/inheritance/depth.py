@@ -25,8 +25,7 @@ def uniform_layers(teacher: Sequence[str], student: Sequence[str]) -> list[int]:
 def _best_match(
     teacher: Sequence[str], student: Sequence[str], gain: Callable[[int, int], float]
 ) -> list[int]:
-    """The ascending assignment of blocks of equal kind that maximises the sum of ``gain(layer,
-    slot)``."""
+    """The ascending assignment of blocks of equal kind with the largest sum of gains."""
     lowest = float('-inf')
     best = [[0.0] + [lowest] * len(student)]
     for layer, kind in enumerate(teacher):
@@ -37,8 +36,10 @@ def _best_match(
         best.append(row)
     if best[-1][-1] == lowest:
         raise ValueError(
-            f"The student's blocks ({', '.join(student)}) cannot be taken in order from the teacher's "
-            f'({", ".join(teacher)}): give it global_indices that leave a window block for each window block and a global '
+            f"The student's blocks ({', '.join(student)}) cannot be taken in order from the "
+            "teacher's "
+            f'({", ".join(teacher)}): give it global_indices that leave a window block for each '
+            'window block and a global '
             'one for each global one.'
         )
     kept, slot = [], len(student)

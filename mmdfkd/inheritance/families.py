@@ -34,7 +34,8 @@ class Heir(ABC):
         self.views = view_backbone(teacher.net.backbone), view_backbone(student.net.backbone)
         if type(teacher.net.backbone) is not type(student.net.backbone):
             raise ValueError(
-                f"The teacher's backbone is a {type(teacher.net.backbone).__name__}, the student's a "
+                f"The teacher's backbone is a {type(teacher.net.backbone).__name__}, the "
+                "student's a "
                 f'{type(student.net.backbone).__name__}: a student inherits from its own kind only.'
             )
 
@@ -88,9 +89,11 @@ class ClassifierHeir(Heir):
         return head((feats,))
 
     def readout(self, tokens: Tensor) -> list[Tensor]:
+        """What the teacher makes of its last tokens."""
         return [self._logits(tokens)]
 
     def distance(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+        """Between two readouts."""
         return F.kl_div(
             ours[0].log_softmax(-1),
             theirs[0].log_softmax(-1),
@@ -99,6 +102,7 @@ class ClassifierHeir(Heir):
         )
 
     def finish(self, plan: Plan, method: str, images: Sequence[Tensor]) -> None:
+        """Write everything after the backbone."""
         theirs, own = self.views
         norm, own_norm = theirs.pool(plan.teacher_tokens[0])[0], own.pool(plan.student_tokens[0])[0]
         if norm is None:
@@ -129,6 +133,7 @@ class ClassifierHeir(Heir):
     def agreement(
         self, images: Sequence[Tensor], maps: PyramidMap | None
     ) -> dict[str, float | list[float]]:
+        """Compare both networks on ``images``."""
         pairs = [
             [a.answer(a.encode(batch), None).logits for a in (self.teacher, self.student)]
             for batch in images
@@ -152,7 +157,8 @@ class TwoStageHeir(Heir):
                 net.neck, SimpleFPN
             ):
                 raise ValueError(
-                    'Inheritance supports two-stage detectors with mmdfkd.ViTDet and mmdfkd.SimpleFPN, not '
+                    'Inheritance supports two-stage detectors with mmdfkd.ViTDet and '
+                    'mmdfkd.SimpleFPN, not '
                     f'{type(net.backbone).__name__} with {type(net.neck).__name__}.'
                 )
             if net.backbone.out_indices != (net.backbone.num_layers - 1,):
@@ -165,9 +171,11 @@ class TwoStageHeir(Heir):
         return tokens.permute(0, 3, 1, 2).contiguous()
 
     def readout(self, tokens: Tensor) -> list[Tensor]:
+        """What the teacher makes of its last tokens."""
         return list(self.teacher.net.neck(self._map(tokens)))
 
     def distance(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+        """Between two readouts."""
         return torch.stack(
             [
                 (a - b).square().mean() / b.var().clamp_min(1e-12)
@@ -176,6 +184,7 @@ class TwoStageHeir(Heir):
         ).mean()
 
     def finish(self, plan: Plan, method: str, images: Sequence[Tensor]) -> PyramidMap:
+        """Write everything after the backbone."""
         old, new = self.teacher.net, self.student.net
         x, y = (
             [self._map(t) for t in tokens] for tokens in (plan.teacher_tokens, plan.student_tokens)
@@ -190,8 +199,7 @@ class TwoStageHeir(Heir):
         return maps
 
     def _propose(self, memory: Memory) -> Probe:
-        """The teacher's proposals; mmcv's suppression knows no float64, so they are made in
-        float32."""
+        """The teacher's proposals, made in float32: mmcv's suppression knows no float64."""
         if memory.feats[0].dtype == torch.float32:
             return self.teacher.propose(memory)
         rpn = self.teacher.net.rpn_head
@@ -233,7 +241,8 @@ class TwoStageHeir(Heir):
             boxes.append(bbox2roi([b[:per_image] for b in probe.boxes]))
         if not sum(len(b) for b in boxes):
             raise ValueError(
-                'The teacher proposes no region on the synthetic images: its RoI head cannot be inherited.'
+                'The teacher proposes no region on the synthetic images: its RoI head cannot be '
+                'inherited.'
             )
         for extractor, branch in (
             ('bbox_roi_extractor', 'bbox_head'),
@@ -270,8 +279,10 @@ class TwoStageHeir(Heir):
         ]
         if any(branches) or head.with_avg_pool or not hasattr(head, 'shared_fcs'):
             raise ValueError(
-                'Inheritance supports box heads whose convolutions and linear layers are shared by classification and '
-                f'regression (Shared2FCBBoxHead, Shared4Conv1FCBBoxHead), not this {type(head).__name__}.'
+                'Inheritance supports box heads whose convolutions and linear layers are shared '
+                'by classification and '
+                'regression (Shared2FCBBoxHead, Shared4Conv1FCBBoxHead), not this '
+                f'{type(head).__name__}.'
             )
         stages = [conv_stage(m) for m in head.shared_convs] + [Stage(fc) for fc in head.shared_fcs]
         return stages, [
@@ -286,7 +297,8 @@ class TwoStageHeir(Heir):
         if head.upsample is not None:
             if not isinstance(head.upsample, nn.ConvTranspose2d):
                 raise ValueError(
-                    f'Inheritance supports mask heads that upsample by deconvolution, not {head.upsample_method}.'
+                    'Inheritance supports mask heads that upsample by deconvolution, not '
+                    f'{head.upsample_method}.'
                 )
             stages.append(Stage(head.upsample))
         return stages, [head.conv_logits]
@@ -294,6 +306,7 @@ class TwoStageHeir(Heir):
     def agreement(
         self, images: Sequence[Tensor], maps: PyramidMap | None
     ) -> dict[str, float | list[float]]:
+        """Compare both networks on ``images``."""
         same, gap, count = 0.0, 0.0, 0
         cosines, cells = None, 0
         for batch in images:
@@ -333,11 +346,13 @@ def build_heir(teacher: Adapter, student: Adapter) -> Heir:
     """
     if teacher.family != student.family:
         raise ValueError(
-            f'The teacher is a {teacher.family}, the student a {student.family}: they must be of one family.'
+            f'The teacher is a {teacher.family}, the student a {student.family}: they must be of '
+            'one family.'
         )
     heirs = {'classifier': ClassifierHeir, 'two-stage': TwoStageHeir}
     if teacher.family not in heirs:
         raise ValueError(
-            f"Inheritance does not support the family '{teacher.family}'. Supported: {', '.join(heirs)}."
+            f"Inheritance does not support the family '{teacher.family}'. Supported: "
+            f'{", ".join(heirs)}.'
         )
     return heirs[teacher.family](teacher, student)

@@ -54,11 +54,13 @@ def inherit(
         )
     if teacher.num_classes != student.num_classes:
         raise ValueError(
-            f'The teacher has {teacher.num_classes} classes, the student {student.num_classes}: they must be the same.'
+            f'The teacher has {teacher.num_classes} classes, the student {student.num_classes}: '
+            'they must be the same.'
         )
     if not teacher.normalizer.same_as(student.normalizer):
         raise ValueError(
-            "The student's data_preprocessor gives another input than the teacher's (mean, std or channel order): make them equal."
+            "The student's data_preprocessor gives another input than the teacher's (mean, std "
+            'or channel order): make them equal.'
         )
     heir = build_heir(teacher, student)
     start = time.perf_counter()

@@ -8,8 +8,9 @@ MAX_ROWS = 32768
 
 
 class LayerView:
-    """One linear map: ``Conv2d``, ``ConvTranspose2d`` whose kernel is its stride, or ``Linear`` on
-    flattened maps.
+    """One linear map.
+
+    ``Conv2d``, ``ConvTranspose2d`` whose kernel is its stride, or ``Linear`` on flattened maps.
 
     Its matrix is ``[out, in]``: for a convolution ``in`` runs over (channel, row, column) of the
     kernel, for a transposed one ``out`` does, for a linear layer on flattened maps ``in`` runs over
@@ -32,7 +33,8 @@ class LayerView:
                 or (self.spreads and layer.kernel_size != layer.stride)
             ):
                 raise ValueError(
-                    f'Inheritance cannot rewrite {layer}: groups, dilation or an overlapping kernel.'
+                    f'Inheritance cannot rewrite {layer}: groups, dilation or an overlapping '
+                    'kernel.'
                 )
         self.flat = plain
 

@@ -106,8 +106,9 @@ class Moments:
 def keep_inputs(
     moments: Moments, weight: Tensor, kept: int, group: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the inputs of a linear layer that reconstruct its output best, dropping the cheapest
-    one by one.
+    """Choose the inputs of a linear layer that reconstruct its output best.
+
+    The cheapest is dropped, one by one.
 
     The cost of dropping group ``S`` with all others refitted is ``tr(W_S [G^-1]_SS^-1 W_S^T)``
     (optimal brain surgeon, Hassibi and Stork, 1993, for groups), ``G`` the inputs' covariance: the
@@ -177,8 +178,7 @@ def reconstruct(moments: Moments, columns: Tensor) -> tuple[Tensor, Tensor]:
 def keep_evenly(
     total: int, kept: int, group: int = 1, device: torch.device | str = 'cpu'
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`keep_inputs`, evenly spread and without reconstruction: dropped inputs count as
-    zero."""
+    """As :func:`keep_inputs`, but evenly spread, and dropped inputs count as zero."""
     groups = torch.linspace(0, total - 1, kept, dtype=torch.float64, device=device).round().long()
     columns = (groups[:, None] * group + torch.arange(group, device=device)).flatten()
     eye = torch.eye(total * group, dtype=torch.float64, device=device)

@@ -47,8 +47,7 @@ def norm_as(norm: nn.LayerNorm, maps: Tensor) -> Tensor:
 
 
 def fit_norm(norm: nn.LayerNorm, pairs: Iterable[tuple[Tensor, Tensor]], per_pair: int) -> None:
-    """Refit a LayerNorm's affine, channel by channel, to given outputs (pairs of its input and
-    output)."""
+    """Refit a LayerNorm's affine, channel by channel; pairs are its input and wanted output."""
     inputs, targets = [], []
     for maps, wanted in pairs:
         x = channels_last(norm_as(norm, maps)).flatten(0, -2)
@@ -189,7 +188,8 @@ class _LevelHeir:
         """Write the level.
 
         Args:
-            x, y (Sequence[Tensor]): The backbones' maps per batch, the teacher's and the student's.
+            x (Sequence[Tensor]): Maps of the teacher's backbone per batch.
+            y (Sequence[Tensor]): Of the student's.
             goal (tuple): Map before the last norm ``[n', n]``, and that norm's affine.
         """
         self.per_pair = max(1, MAX_ROWS // len(x))
@@ -229,8 +229,7 @@ class _LevelHeir:
     def _rescale(
         self, x: Sequence[Tensor], y: Sequence[Tensor], z: Sequence[Tensor], lateral: StreamMap
     ) -> Tensor:
-        """Write the layers before the lateral convolution; returns the map that reads their
-        output."""
+        """Write the layers before the lateral convolution; return the map that reads them."""
         read = self.stream.read
         if len(self.tp) == 4:
             read, x, y = self._expand(x, y)
@@ -256,8 +255,7 @@ class _LevelHeir:
     def _expand(
         self, x: Sequence[Tensor], y: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The first of two transposed convolutions, with its norm and activation: whole channels
-        are kept."""
+        """The first of two transposed convolutions, norm and activation: channels are chosen."""
         first, norm, act = self.tp[0], self.tp[1], self.tp[2]
         own, own_norm = self.sp[0], self.sp[1]
         raw = [first(b) for b in x]
@@ -294,10 +292,11 @@ def inherit_pyramid(
     """Write a student's SimpleFPN.
 
     Args:
-        teacher, student (SimpleFPN): The two pyramids, of the same levels.
+        teacher (SimpleFPN): The teacher's pyramid.
+        student (SimpleFPN): The student's, of the same levels.
         stream (StreamMap): Map of the backbone's channels.
-        x, y (Sequence[Tensor]): The backbones' last maps per batch ``[B, D, H, W]``, the teacher's
-            and the student's.
+        x (Sequence[Tensor]): Last maps of the teacher's backbone per batch ``[B, D, H, W]``.
+        y (Sequence[Tensor]): Of the student's, ``[B, d, H, W]``.
         method (str): ``'slice'`` or ``'select'``.
 
     Returns:
@@ -305,7 +304,8 @@ def inherit_pyramid(
     """
     if teacher.scale_factors != student.scale_factors or teacher.num_outs != student.num_outs:
         raise ValueError(
-            f"The student's SimpleFPN has the scale factors {student.scale_factors} and {student.num_outs} levels, the teacher's "
+            f"The student's SimpleFPN has the scale factors {student.scale_factors} and "
+            f"{student.num_outs} levels, the teacher's "
             f'{teacher.scale_factors} and {teacher.num_outs}: they must be equal.'
         )
     wide, narrow = teacher.fpn_convs[0].conv.out_channels, student.fpn_convs[0].conv.out_channels

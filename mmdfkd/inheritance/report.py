@@ -55,8 +55,10 @@ class InheritanceReport:
             '' if self.pyramid_energy is None else f', of the pyramid {self.pyramid_energy:.1%}'
         )
         return (
-            f"Inherited by '{self.method}' from {self.images} synthetic images in {self.seconds:.0f} s: "
-            f"{self.parameters:.1%} of the parameters, {self.stream_energy:.1%} of the stream's energy{pyramid}.\n"
+            f"Inherited by '{self.method}' from {self.images} synthetic images in "
+            f'{self.seconds:.0f} s: '
+            f"{self.parameters:.1%} of the parameters, {self.stream_energy:.1%} of the stream's "
+            f'energy{pyramid}.\n'
             f'  blocks {self.layers}, heads {heads}\n'
             f'  agreement with the teacher at 0 steps: {", ".join(agreement)}'
         )

@@ -8,8 +8,10 @@ from mmengine.config import ConfigDict
 _CLASSIFIER_BACKBONES = ('VisionTransformer', 'DistilledVisionTransformer')
 _CLASSIFIER_HEADS = ('VisionTransformerClsHead', 'DeiTClsHead', 'LinearClsHead')
 _SUPPORTED = (
-    'mmpretrain ImageClassifier with VisionTransformer or DistilledVisionTransformer and a linear head '
-    f'({", ".join(_CLASSIFIER_HEADS)}); two-stage detectors (RPNHead, StandardRoIHead) with mmdfkd.ViTDet and '
+    'mmpretrain ImageClassifier with VisionTransformer or DistilledVisionTransformer and a '
+    'linear head '
+    f'({", ".join(_CLASSIFIER_HEADS)}); two-stage detectors (RPNHead, StandardRoIHead) with '
+    'mmdfkd.ViTDet and '
     'mmdfkd.SimpleFPN'
 )
 
@@ -20,7 +22,8 @@ def _name(cfg: Mapping | None) -> str:
 
 def _unsupported(what: str) -> ValueError:
     return ValueError(
-        f'Cannot shrink this teacher: {what}. Supported: {_SUPPORTED}. Give the student as a config of its own instead.'
+        f'Cannot shrink this teacher: {what}. Supported: {_SUPPORTED}. Give the student as a '
+        'config of its own instead.'
     )
 
 
@@ -65,8 +68,7 @@ def spread_globals(
 
 
 def _without_pretraining(cfg):
-    """A deep copy without ``Pretrained`` initialisations: the student's start is inherited or
-    random."""
+    """A deep copy without ``Pretrained`` initialisations."""
     if isinstance(cfg, Mapping):
         kept = ConfigDict()
         for key, value in cfg.items():
@@ -227,7 +229,8 @@ def shrink_config(
     for name, share in dict(width=width, depth=depth, mlp=mlp, neck=neck, head=head).items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise ValueError(
-                f'mmdfkd.Shrunk: {name}={share!r} must be a share of the teacher, above 0 and at most 1.'
+                f'mmdfkd.Shrunk: {name}={share!r} must be a share of the teacher, above 0 and at '
+                'most 1.'
             )
     if not isinstance(teacher_cfg.get('model'), Mapping):
         raise ValueError("mmdfkd.Shrunk needs the teacher's whole config, with its 'model'.")

@@ -51,7 +51,8 @@ def assign(parameter: Tensor, value: Tensor) -> None:
     """Write ``value`` into a parameter, in place."""
     if parameter.shape != value.shape:
         raise RuntimeError(
-            f'Inheritance made a weight of {tuple(value.shape)} for one of {tuple(parameter.shape)}.'
+            f'Inheritance made a weight of {tuple(value.shape)} for one of '
+            f'{tuple(parameter.shape)}.'
         )
     parameter.detach().copy_(value)
 
@@ -67,7 +68,8 @@ def require_same_shape(name: str, teacher: Tensor, student: Tensor) -> None:
     """Raise where only the last dimension, the channels, may differ."""
     if teacher.shape[:-1] != student.shape[:-1]:
         raise ValueError(
-            f"Inheritance needs the teacher's {name}: it has {tuple(teacher.shape)}, the student {tuple(student.shape)}. "
+            f"Inheritance needs the teacher's {name}: it has {tuple(teacher.shape)}, the student "
+            f'{tuple(student.shape)}. '
             'Give both the same image size, patch size and window size.'
         )
 
@@ -77,12 +79,15 @@ def check_backbones(teacher: VitView, student: VitView) -> None:
     a, b = teacher.patch_conv(), student.patch_conv()
     if a.kernel_size != b.kernel_size or a.stride != b.stride:
         raise ValueError(
-            f"The student's patches are {b.kernel_size} px, the teacher's {a.kernel_size}: they must be equal."
+            f"The student's patches are {b.kernel_size} px, the teacher's {a.kernel_size}: they "
+            'must be equal.'
         )
     if teacher.head_dims != student.head_dims:
         raise ValueError(
-            f"The student's attention heads are {student.head_dims} channels wide, the teacher's {teacher.head_dims}: whole "
-            "heads are inherited, so the width must be equal. Change num_heads (or ViTDet's arch.head_dims)."
+            f"The student's attention heads are {student.head_dims} channels wide, the teacher's "
+            f'{teacher.head_dims}: whole '
+            "heads are inherited, so the width must be equal. Change num_heads (or ViTDet's "
+            'arch.head_dims).'
         )
     sizes = dict(
         embed_dims=(teacher.dims, student.dims),
@@ -93,14 +98,16 @@ def check_backbones(teacher: VitView, student: VitView) -> None:
     for name, (wide, narrow) in sizes.items():
         if narrow > wide:
             raise ValueError(
-                f"The student's {name} is {narrow}, more than the teacher's {wide}: a student can inherit from a wider or "
+                f"The student's {name} is {narrow}, more than the teacher's {wide}: a student "
+                'can inherit from a wider or '
                 'equal teacher only.'
             )
     tables = student.token_parameters()
     for name, table in teacher.token_parameters().items():
         if name not in tables:
             raise ValueError(
-                f"The teacher has a '{name}', the student has none: give both the same kind of backbone."
+                f"The teacher has a '{name}', the student has none: give both the same kind of "
+                'backbone.'
             )
         require_same_shape(name, table, tables[name])
 
@@ -130,8 +137,7 @@ class _BlockHeir:
     def _inputs(
         self, moments: Moments, site: int, kept: int, group: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs of ``proj`` or ``fc2`` to keep, and the weights and bias that read them, in the
-        student's stream."""
+        """Inputs of ``proj`` or ``fc2`` to keep, and what reads them, in the student's stream."""
         layer = (self.teacher.proj, self.teacher.fc2)[site]
         weight, bias = self.teacher.scaled(layer, site)
         weight, bias = self.stream.write @ weight, self.stream.write @ bias
@@ -238,7 +244,8 @@ def inherit_backbone(
     stands in for it.
 
     Args:
-        teacher, student (VitView): The two backbones, in evaluation mode.
+        teacher (VitView): The teacher's backbone, in evaluation mode.
+        student (VitView): The student's.
         inputs (tuple): Normalised images per batch, for the statistics and for the refits.
         method (str): ``'slice'`` or ``'select'``.
         readout (Callable): From the teacher's last tokens to what the network makes of them; judges
@@ -324,8 +331,10 @@ def _inherit_block(teacher, student, layer, slot, dropped, stream, refit, x, y):
     for name, table in teacher.head_tables(layer).items():
         if name not in tables or tables[name].shape != table.shape:
             raise ValueError(
-                f'Block {layer} of the teacher has a {name} of {tuple(table.shape)}, block {slot} of the student '
-                f'{tuple(tables[name].shape) if name in tables else "none"}: give both the same img_size, window_size and '
+                f'Block {layer} of the teacher has a {name} of {tuple(table.shape)}, block '
+                f'{slot} of the student '
+                f'{tuple(tables[name].shape) if name in tables else "none"}: give both the same '
+                'img_size, window_size and '
                 'use_rel_pos.'
             )
         assign(tables[name], table)

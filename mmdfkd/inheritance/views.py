@@ -41,8 +41,7 @@ class BlockView:
         self.scales = scales
 
     def scaled(self, layer: nn.Linear, site: int) -> tuple[Tensor, Tensor]:
-        """Weight and bias of ``proj`` (site 0) or ``fc2`` (site 1), LayerScale included,
-        float64."""
+        """Weight and bias of ``proj`` (0) or ``fc2`` (1) with their LayerScale, float64."""
         bias = (
             layer.bias.double()
             if layer.bias is not None
@@ -123,10 +122,12 @@ class ViTDetView(VitView):
         ]
 
     def embed(self, inputs: Tensor) -> Tensor:
+        """Tokens that enter the first block."""
         x = self.backbone.patch_embed(inputs)
         return x + self.backbone.absolute_positions(tuple(x.shape[1:3]))
 
     def mix(self, index: int, normed: Tensor) -> Tensor:
+        """Outputs of the heads, before ``proj``."""
         block = self.backbone.blocks[index]
         with _replaced(block.attn, proj=nn.Identity()):
             if not block.window_size:
@@ -137,12 +138,15 @@ class ViTDetView(VitView):
             )
 
     def patch_conv(self) -> nn.Conv2d:
+        """The patch embedding."""
         return self.backbone.patch_embed.proj
 
     def token_parameters(self) -> dict[str, Tensor]:
+        """Parameters added to or put among the tokens."""
         return {'pos_embed': self.backbone.pos_embed}
 
     def head_tables(self, index: int) -> dict[str, Tensor]:
+        """Relative-position tables, where there are any."""
         attn = self.backbone.blocks[index].attn
         return (
             {}
@@ -160,15 +164,18 @@ class MmpretrainView(VitView):
         self.kinds = ('global',) * len(backbone.layers)
         if not isinstance(backbone.pre_norm, nn.Identity):
             raise ValueError(
-                'Inheritance does not support a ViT with a norm before its first block (pre_norm=True).'
+                'Inheritance does not support a ViT with a norm before its first block '
+                '(pre_norm=True).'
             )
         if backbone.out_type == 'avg_featmap' and backbone.final_norm:
             raise ValueError(
-                "Inheritance supports out_type='avg_featmap' with final_norm=False only: two norms in a row cannot be rotated."
+                "Inheritance supports out_type='avg_featmap' with final_norm=False only: two "
+                'norms in a row cannot be rotated.'
             )
         if backbone.out_type not in ('cls_token', 'avg_featmap'):
             raise ValueError(
-                f"Inheritance supports out_type 'cls_token' and 'avg_featmap', not '{backbone.out_type}'."
+                "Inheritance supports out_type 'cls_token' and 'avg_featmap', not "
+                f"'{backbone.out_type}'."
             )
         self.head_dims = backbone.layers[0].attn.head_dims
         self.num_heads = backbone.layers[0].attn.num_heads
@@ -184,7 +191,8 @@ class MmpretrainView(VitView):
             or layer.attn.v_shortcut
         ):
             raise ValueError(
-                f'Inheritance needs a plain attention and a two-layer MLP, not a {type(layer.ffn).__name__}.'
+                'Inheritance needs a plain attention and a two-layer MLP, not a '
+                f'{type(layer.ffn).__name__}.'
             )
         for norm in (layer.ln1, layer.ln2):
             if not isinstance(norm, nn.LayerNorm):
@@ -207,6 +215,7 @@ class MmpretrainView(VitView):
         )
 
     def embed(self, inputs: Tensor) -> Tensor:
+        """Tokens that enter the first block."""
         net = self.backbone
         x, size = net.patch_embed(inputs)
         extra = [
@@ -220,14 +229,17 @@ class MmpretrainView(VitView):
         )
 
     def mix(self, index: int, normed: Tensor) -> Tensor:
+        """Outputs of the heads, before ``proj``."""
         attn = self.backbone.layers[index].attn
         with _replaced(attn, proj=nn.Identity(), gamma1=nn.Identity()):
             return attn(normed)
 
     def patch_conv(self) -> nn.Conv2d:
+        """The patch embedding."""
         return self.backbone.patch_embed.projection
 
     def token_parameters(self) -> dict[str, Tensor]:
+        """Parameters added to or put among the tokens."""
         names = ('pos_embed', 'cls_token', 'dist_token')
         return {
             n: getattr(self.backbone, n)
@@ -236,6 +248,7 @@ class MmpretrainView(VitView):
         }
 
     def head_tables(self, index: int) -> dict[str, Tensor]:
+        """Relative-position tables, where there are any."""
         return {}
 
     def pool(self, tokens: Tensor) -> tuple[nn.LayerNorm | None, Tensor]:
@@ -266,6 +279,7 @@ def view_backbone(backbone: nn.Module) -> VitView:
     if type(backbone).__name__ in ('VisionTransformer', 'DistilledVisionTransformer'):
         return MmpretrainView(backbone)
     raise ValueError(
-        f'Inheritance does not support the backbone {type(backbone).__name__}. Supported: mmdfkd.ViTDet, and '
+        f'Inheritance does not support the backbone {type(backbone).__name__}. Supported: '
+        'mmdfkd.ViTDet, and '
         "mmpretrain's VisionTransformer and DistilledVisionTransformer."
     )

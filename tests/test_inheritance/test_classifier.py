@@ -63,10 +63,12 @@ def test_exact_under_a_full_rotation(backbone):
 
 
 def low_rank(adapter, rank):
-    """Confine what is written into the stream to ``rank`` zero-sum directions and the token mean."""
+    """Confine the stream to ``rank`` zero-sum directions and the token mean."""
     net = adapter.net.backbone
     torch.manual_seed(3)
-    keep = torch.linalg.qr(zero_sum_basis(net.embed_dims) @ torch.randn(net.embed_dims - 1, rank).double()).Q
+    keep = torch.linalg.qr(
+        zero_sum_basis(net.embed_dims) @ torch.randn(net.embed_dims - 1, rank).double()
+    ).Q
     keep = keep @ keep.t() + 1 / net.embed_dims
     with torch.no_grad():
         conv = net.patch_embed.projection
@@ -97,7 +99,10 @@ def test_slice_beats_select_on_a_low_rank_stream():
 
 def test_report():
     cfg = classifier_config()
-    teacher, student = build(cfg, double=False), build(cfg, shrink_config(cfg), seed=7, double=False)
+    teacher, student = (
+        build(cfg, double=False),
+        build(cfg, shrink_config(cfg), seed=7, double=False),
+    )
     student.net.train()
     report = inherit(teacher, student, IMAGES.float())
     assert student.net.training and not teacher.net.training

@@ -39,7 +39,9 @@ def test_layers_that_matter_stay(total):
 
 def test_companions_count_when_all_choices_are_tried():
     # Blocks 1 and 2 do the same: either may go, not both.
-    layers = choose_layers([G] * 4, [G] * 2, lambda kept: (not {1, 2} & set(kept)) + (0 not in kept))
+    layers = choose_layers(
+        [G] * 4, [G] * 2, lambda kept: (not {1, 2} & set(kept)) + (0 not in kept)
+    )
     assert layers[0] == 0 and layers[1] in (1, 2)
 
 

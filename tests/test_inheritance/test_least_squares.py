@@ -24,7 +24,11 @@ def test_refit_finds_the_layer_behind_the_targets():
 
 def test_refit_leaves_an_exact_layer_alone():
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(40, 30).double(), torch.randn(3, 30).double(), torch.randn(3).double()
+    x, weight, bias = (
+        torch.randn(40, 30).double(),
+        torch.randn(3, 30).double(),
+        torch.randn(3).double(),
+    )
     fit = Refit(weight, bias)
     fit.add(x, x @ weight.t() + bias)
     own, own_bias = fit.solve()
@@ -104,6 +108,8 @@ def test_channel_fit():
     torch.manual_seed(0)
     x = torch.randn(500, 3)
     weight, bias = torch.tensor([0.5, 2.0, -1.0]), torch.tensor([1.0, 0.0, 3.0])
-    own = channel_fit([x[:250], x[250:]], [x[:250] * weight + bias, x[250:] * weight + bias], *torch.ones(2, 3))
+    own = channel_fit(
+        [x[:250], x[250:]], [x[:250] * weight + bias, x[250:] * weight + bias], *torch.ones(2, 3)
+    )
     torch.testing.assert_close(own[0], weight.double(), atol=5e-3, rtol=0)
     torch.testing.assert_close(own[1], bias.double(), atol=5e-3, rtol=0)

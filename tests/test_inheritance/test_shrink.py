@@ -63,8 +63,10 @@ def test_full_shares_change_no_size():
     for cfg in (classifier_config(), detector_config()):
         model = shrink_config(cfg, 1, 1)
         for key, value in cfg.model.backbone.arch.items():
-            assert tuple(model.backbone.arch[key]) == tuple(value) if key == 'global_indices' else (
-                model.backbone.arch[key] == value
+            assert (
+                tuple(model.backbone.arch[key]) == tuple(value)
+                if key == 'global_indices'
+                else (model.backbone.arch[key] == value)
             )
 
 

@@ -23,7 +23,9 @@ def test_zero_sum_basis_is_orthonormal():
 def stream(seed=0):
     """Tokens whose varying part lies in 6 directions, with a mean, and a norm with its reader."""
     torch.manual_seed(seed)
-    directions = torch.linalg.qr(zero_sum_basis(WIDE) @ torch.randn(WIDE - 1, NARROW - 1).double()).Q
+    directions = torch.linalg.qr(
+        zero_sum_basis(WIDE) @ torch.randn(WIDE - 1, NARROW - 1).double()
+    ).Q
     tokens = torch.randn(50, NARROW - 1).double() @ directions.t() + torch.randn(50, 1).double()
     weight, bias = 1 + 0.5 * torch.randn(WIDE).double(), torch.randn(WIDE).double()
     return tokens, weight, bias, torch.randn(5, WIDE).double()
