@@ -10,6 +10,7 @@ default_scope = 'mmdet'
 max_iters = 800
 image_size = 128
 procedural = dict(type='mmdfkd.ProceduralRenderer')
+pool_size = 3072
 
 model = dict(
     type='mmdfkd.DataFreeDistiller',
@@ -18,7 +19,7 @@ model = dict(
         checkpoint='{{ fileDirname }}/digits/vitdet_digits.pth'),
     student=dict(
         type='mmdfkd.Shrunk', width=0.7, depth=0.67, mlp=0.6, neck=0.75, head=0.6, init='inherit'),
-    source=dict(type='mmdfkd.PooledSource', renderer=procedural, pool_size=3072),
+    source=dict(type='mmdfkd.PooledSource', renderer=procedural, pool_size=pool_size),
     heads=[
         dict(type='mmdfkd.PyramidHead'),
         dict(type='mmdfkd.RPNResponseHead'),
