@@ -2,6 +2,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,31 @@ def test_cuda_operators_where_all_is_there(tool, tmp_path, monkeypatch, answer, 
     assert environment.wants_cuda()[0] is wanted
     monkeypatch.setenv('FORCE_CUDA', str(int(not wanted)))
     assert environment.wants_cuda()[0] is not wanted
+
+
+def test_an_interruption_ends_the_whole_step(tool, tmp_path):
+    """What a step has started in turn, as pip starts compilers, does not go on without it."""
+    beat = tmp_path / 'beat'
+    worker = f'import time\nwhile True: open({str(beat)!r}, "a").write("."); time.sleep(0.05)'
+    step = f'import subprocess, sys; subprocess.run([sys.executable, "-c", {worker!r}])'
+    code = f"""
+import importlib.util, signal, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location('setup_env', {tool.__file__!r})
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+step = [sys.executable, '-c', {step!r}]
+tool.Environment.build = lambda self: self.run('compiling', '1 s', step)
+sys.argv = ['setup_env.py', '--venv', {str(tmp_path / 'env')!r}]
+sys.exit(tool.main())
+"""
+    process = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE, text=True)
+    while not beat.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    assert 'interrupted' in process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    time.sleep(0.3)
+    before = beat.stat().st_size
+    time.sleep(0.5)
+    assert beat.stat().st_size == before
