@@ -1,0 +1,219 @@
+"""Committed benchmark results: one run a line, and the tables made from them."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from .table import markdown_table
+
+_NUMBER = (int, float)
+FIELDS: dict[str, tuple[type, ...]] = {
+    'benchmark': (str,),
+    'set': (str,),
+    'student': _NUMBER,
+    'row': (str,),
+    'init': (str,),
+    'seed': (int,),
+    'metrics': (dict,),
+    'teacher': (*_NUMBER, type(None)),
+    'ceiling': (*_NUMBER, type(None)),
+    'steps': (int,),
+    'seconds': _NUMBER,
+    'threads': (int,),
+    'commit': (str,),
+    'command': (str,),
+}
+"""Fields of a result line and their types.
+
+``student`` is its share of the teacher's parameters; ``row`` names the images (or what else
+varies) and ``init`` the student's start; the first of ``metrics`` is the main one, and ``teacher``
+and ``ceiling`` (the same student distilled on the real training images) are its values for those,
+null where there is none.
+"""
+
+
+class ResultError(ValueError):
+    """A result line or a document with results is not as it must be."""
+
+
+def validate_result(fields: Mapping[str, Any], where: str) -> None:
+    """Check one result.
+
+    Raises:
+        ResultError: Names the place and the field.
+    """
+    missing, unknown = sorted(FIELDS.keys() - fields.keys()), sorted(fields.keys() - FIELDS.keys())
+    if missing or unknown:
+        raise ResultError(f'{where}: missing fields {missing}, unknown fields {unknown}.')
+    for name, types in FIELDS.items():
+        value = fields[name]
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ResultError(
+                f"{where}: '{name}' is {value!r}, not {' or '.join(t.__name__ for t in types)}."
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ResultError(f"{where}: '{name}' is {value}.")
+    if not 0 < fields['student'] <= 1:
+        raise ResultError(
+            f"{where}: 'student' is a share of the teacher's parameters in (0, 1], "
+            f'not {fields["student"]}.'
+        )
+    metrics = fields['metrics']
+    if not metrics or not all(
+        isinstance(v, _NUMBER) and not isinstance(v, bool) and math.isfinite(v)
+        for v in metrics.values()
+    ):
+        raise ResultError(
+            f"{where}: 'metrics' maps names to finite numbers and is not empty, not {metrics!r}."
+        )
+
+
+def append_result(path: str | Path, **fields: Any) -> None:
+    """Add one run to a benchmark's file, which is named after the benchmark.
+
+    Args:
+        path (str | Path): ``docs/results/<benchmark>.jsonl``; made where it does not exist.
+        **fields: All of :data:`FIELDS`.
+
+    Raises:
+        ResultError: If a field is missing, unknown or of a wrong kind; nothing is written.
+    """
+    path = Path(path)
+    validate_result(fields, f'A result for {path.name}')
+    if fields['benchmark'] != path.stem:
+        raise ResultError(
+            f"A result of '{fields['benchmark']}' belongs in {fields['benchmark']}.jsonl, "
+            f'not in {path.name}.'
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({name: fields[name] for name in FIELDS})
+    with path.open('a', encoding='utf-8') as stream:
+        stream.write(line + '\n')
+
+
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """Read and check a benchmark's file.
+
+    Raises:
+        ResultError: If a line is no valid result; names the line.
+    """
+    path = Path(path)
+    results = []
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f'{path.name}, line {number}'
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ResultError(f'{where}: no valid JSON ({error}).') from error
+        if not isinstance(fields, dict):
+            raise ResultError(f'{where}: not a JSON object.')
+        validate_result(fields, where)
+        if fields['benchmark'] != path.stem:
+            raise ResultError(f"{where}: is of benchmark '{fields['benchmark']}'.")
+        results.append(fields)
+    if not results:
+        raise ResultError(f'{path} holds no results.')
+    return results
+
+
+def _number(value: float, like: Iterable[float]) -> str:
+    """Three decimals for shares such as mAP, two for percentages."""
+    return f'{value:.3f}' if max(map(abs, like)) <= 1 else f'{value:.2f}'
+
+
+def _average(values: list[float]) -> str:
+    text = _number(mean(values), values)
+    return f'{text} ± {_number(stdev(values), values)}' if len(values) > 1 else text
+
+
+def _share(results: list[dict], of: str) -> str:
+    shares = [
+        100 * next(iter(r['metrics'].values())) / r[of]
+        for r in results
+        if r[of] is not None and r[of] > 0
+    ]
+    return f'{mean(shares):.1f} %' if len(shares) == len(results) else ''
+
+
+def results_markdown(results: list[dict[str, Any]]) -> str:
+    """A Markdown table of one benchmark.
+
+    A row for every (set, student, row, init, steps), in the order of the file. Runs that differ in
+    nothing but their seed are averaged: mean ± standard deviation over seeds.
+
+    Raises:
+        ResultError: If one seed of one row appears twice.
+    """
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for result in results:
+        key = tuple(result[name] for name in ('set', 'student', 'row', 'init', 'steps'))
+        group = groups.setdefault(key, [])
+        if any(r['seed'] == result['seed'] for r in group):
+            raise ResultError(
+                f'{result["benchmark"]}: seed {result["seed"]} of {key} appears twice.'
+            )
+        group.append(result)
+    metrics = list(dict.fromkeys(name for r in results for name in r['metrics']))
+    columns = {
+        'images': lambda g: g[0]['row'],
+        'set': lambda g: g[0]['set'],
+        'start': lambda g: g[0]['init'],
+        'student': lambda g: f'{100 * g[0]["student"]:.0f} %',
+    }
+    for name in metrics:
+        columns[name] = lambda g, name=name: (
+            _average([r['metrics'][name] for r in g])
+            if all(name in r['metrics'] for r in g)
+            else ''
+        )
+    columns |= {
+        'teacher': lambda g: (
+            _number(g[0]['teacher'], [g[0]['teacher']]) if g[0]['teacher'] is not None else ''
+        ),
+        'of teacher': lambda g: _share(g, 'teacher'),
+        'of ceiling': lambda g: _share(g, 'ceiling'),
+        'steps': lambda g: str(g[0]['steps']),
+        'seconds': lambda g: f'{mean(r["seconds"] for r in g):.0f}',
+        'seeds': lambda g: 'one seed' if len(g) == 1 else str(len(g)),
+    }
+    rows = [[make(group) for make in columns.values()] for group in groups.values()]
+    header = list(columns)
+    # A column that says nothing, or the same set everywhere, only widens the table.
+    keep = [
+        i
+        for i, name in enumerate(header)
+        if any(row[i] for row in rows)
+        and not (name == 'set' and len({row[i] for row in rows}) == 1)
+    ]
+    return markdown_table([header[i] for i in keep], [[row[i] for i in keep] for row in rows])
+
+
+def insert_table(document: str, benchmark: str, table: str) -> str:
+    """Put a table between the markers of its benchmark.
+
+    Raises:
+        ResultError: If the document has not exactly one ``<!-- results:NAME -->`` ... ``<!--
+            /results -->``.
+    """
+    start = f'<!-- results:{benchmark} -->'
+    pattern = re.compile(re.escape(start) + r'(?:(?!<!-- results:).)*?<!-- /results -->', re.DOTALL)
+    found = pattern.findall(document)
+    if len(found) != 1:
+        raise ResultError(
+            f"The document has {len(found)} places '{start} ... <!-- /results -->'; it needs one."
+        )
+    return pattern.sub(lambda _: f'{start}\n{table}\n<!-- /results -->', document)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one go: a reader never sees half of it."""
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_text(text, encoding='utf-8')
+    os.replace(temporary, path)

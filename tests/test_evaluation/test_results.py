@@ -1,0 +1,154 @@
+import pytest
+
+from mmdfkd.evaluation import (
+    ResultError,
+    append_result,
+    insert_table,
+    read_results,
+    results_markdown,
+)
+
+
+def result(**changes) -> dict:
+    fields = dict(
+        benchmark='ablation',
+        set='digits',
+        student=0.39,
+        row='procedural',
+        init='inherit',
+        seed=0,
+        metrics=dict(bbox_mAP=0.6, bbox_mAP_50=0.8),
+        teacher=0.75,
+        ceiling=0.64,
+        steps=500,
+        seconds=170.5,
+        threads=2,
+        commit='abc1234',
+        command='python tools/train.py configs/dfkd_vitdet.py',
+    )
+    return fields | changes
+
+
+def test_written_lines_are_read_back(tmp_path):
+    path = tmp_path / 'docs' / 'ablation.jsonl'
+    append_result(path, **result())
+    append_result(path, **result(seed=1, ceiling=None))
+    assert read_results(path) == [result(), result(seed=1, ceiling=None)]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'named'),
+    [
+        (dict(seed='0'), 'seed'),
+        (dict(seed=True), 'seed'),
+        (dict(metrics={}), 'metrics'),
+        (dict(metrics=dict(bbox_mAP=float('nan'))), 'metrics'),
+        (dict(metrics=dict(bbox_mAP='0.6')), 'metrics'),
+        (dict(student=39), 'share'),
+        (dict(seconds=float('inf')), 'seconds'),
+        (dict(teacher=dict(bbox_mAP=0.7)), 'teacher'),
+        (dict(extra=1), 'extra'),
+        (dict(benchmark='other'), 'other.jsonl'),
+    ],
+)
+def test_wrong_fields_write_nothing(tmp_path, changes, named):
+    with pytest.raises(ResultError, match=named):
+        append_result(tmp_path / 'ablation.jsonl', **result(**changes))
+    assert not (tmp_path / 'ablation.jsonl').exists()
+
+
+def test_missing_field_and_broken_line(tmp_path):
+    fields = result()
+    del fields['commit']
+    with pytest.raises(ResultError, match='commit'):
+        append_result(tmp_path / 'ablation.jsonl', **fields)
+    path = tmp_path / 'ablation.jsonl'
+    append_result(path, **result())
+    path.write_text(path.read_text() + '\n{"benchmark": \n')
+    with pytest.raises(ResultError, match='line 3'):
+        read_results(path)
+    path.write_text('')
+    with pytest.raises(ResultError, match='no results'):
+        read_results(path)
+
+
+def _rows(table: str) -> list[dict[str, str]]:
+    lines = [[c.strip() for c in line.strip('|').split('|')] for line in table.splitlines()]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_seeds_are_averaged():
+    """Means of 0.5, 0.6, 0.7: 0.6; their standard deviation 0.1."""
+    runs = [
+        result(seed=s, metrics=dict(bbox_mAP=m), seconds=100 + s)
+        for s, m in enumerate((0.5, 0.6, 0.7))
+    ]
+    (row,) = _rows(results_markdown(runs))
+    assert row['bbox_mAP'] == '0.600 ± 0.100'
+    assert row['of teacher'] == '80.0 %'
+    assert row['of ceiling'] == '93.8 %'
+    assert row['seconds'] == '101'
+    assert row['seeds'] == '3'
+    assert row['student'] == '39 %'
+
+
+def test_rows_keep_the_order_of_the_file():
+    runs = [
+        result(row='noise', metrics=dict(bbox_mAP=0.1)),
+        result(row='real', ceiling=None),
+        result(row='noise', init='random', metrics=dict(bbox_mAP=0.0)),
+    ]
+    rows = _rows(results_markdown(runs))
+    assert [(r['images'], r['start']) for r in rows] == [
+        ('noise', 'inherit'),
+        ('real', 'inherit'),
+        ('noise', 'random'),
+    ]
+    assert {r['seeds'] for r in rows} == {'one seed'}
+    assert rows[1]['of ceiling'] == ''
+    # Not every run reports it, and the set is the same everywhere.
+    assert [r['bbox_mAP_50'] for r in rows] == ['', '0.800', '']
+    assert 'set' not in rows[0]
+
+
+def test_percentages_have_two_decimals():
+    (row,) = _rows(results_markdown([result(metrics=dict(accuracy=97.456), teacher=98.0)]))
+    assert row['accuracy'] == '97.46'
+    assert row['teacher'] == '98.00'
+
+
+def test_one_seed_twice_is_refused():
+    with pytest.raises(ResultError, match='seed 0 .* twice'):
+        results_markdown([result(), result()])
+
+
+DOCUMENT = """# Results
+<!-- results:ablation -->
+old
+<!-- /results -->
+between
+<!-- results:other -->
+kept
+<!-- /results -->
+"""
+
+
+def test_table_goes_between_its_markers():
+    updated = insert_table(DOCUMENT, 'ablation', '| new \\1 |')
+    assert '| new \\1 |' in updated
+    assert 'old' not in updated
+    assert 'between' in updated
+    assert 'kept' in updated
+    assert insert_table(updated, 'ablation', '| new \\1 |') == updated
+
+
+@pytest.mark.parametrize('document', ['nothing', DOCUMENT + DOCUMENT, DOCUMENT[:40]])
+def test_markers_must_be_there_once(document):
+    with pytest.raises(ResultError, match='it needs one'):
+        insert_table(document, 'ablation', 'table')
+
+
+def test_unclosed_marker_does_not_swallow_the_next_table():
+    document = '<!-- results:ablation -->\n' + DOCUMENT[DOCUMENT.index('between') :]
+    with pytest.raises(ResultError, match='it needs one'):
+        insert_table(document, 'ablation', 'table')
