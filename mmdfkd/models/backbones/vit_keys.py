@@ -1,7 +1,7 @@
 """Key names of plain ViT checkpoints, translated to those of :class:`ViTDet`.
 
-ViTDet uses the names of timm, MAE and mmdet's published ViTDet (``blocks.0.mlp.fc1``); mmpretrain says
-``layers.0.ffn.layers.0.0``.
+ViTDet uses the names of timm, MAE and mmdet's published ViTDet (``blocks.0.mlp.fc1``); mmpretrain
+says ``layers.0.ffn.layers.0.0``.
 """
 
 import re
@@ -29,13 +29,15 @@ def to_vitdet_keys(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Translate the keys of a plain ViT.
 
-    Understands mmdet's published ViTDet, timm, MAE, DeiT and mmpretrain names (no prefix). A relative-position
-    table or absolute positions of another length keep their shape: the caller compares.
+    Understands mmdet's published ViTDet, timm, MAE, DeiT and mmpretrain names (no prefix). A
+    relative-position table or absolute positions of another length keep their shape: the caller
+    compares.
 
     Args:
         state_dict (Mapping[str, Tensor]): Weights of a backbone.
-        positions (int, optional): Length of the network's absolute positions. A table that is longer by one or two
-            begins with the places of a class and a distillation token that the network does without.
+        positions (int, optional): Length of the network's absolute positions. A table that is
+            longer by one or two begins with the places of a class and a distillation token that the
+            network does without.
 
     Returns:
         tuple: The weights in ViTDet's names, and the keys left out because a ViTDet backbone has no

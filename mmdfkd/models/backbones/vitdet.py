@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
-from mmengine.logging import MMLogger, print_log
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embed the patches; an image that is no multiple of the patch is padded right and bottom with zeros."""
+        """Embed the patches; the image is padded with zeros, right and bottom, to whole patches."""
         h, w = x.shape[-2:]
         pad_h, pad_w = -h % self.patch_size, -w % self.patch_size
         if pad_h or pad_w:
@@ -132,33 +132,39 @@ class Block(nn.Module):
 
 @MODELS.register_module()
 class ViTDet(BaseModule):
-    """Plain, non-hierarchical ViT backbone with window attention (Li et al., *Exploring Plain Vision Transformer
-    Backbones for Object Detection*, ECCV 2022).
+    """Plain, non-hierarchical ViT backbone with window attention.
 
-    No class token and no final norm; one map of stride ``patch_size``. The absolute positions keep the grid
-    they were pre-trained on and are resized bicubically in the forward, so that MAE, DeiT and published ViTDet
-    weights load without conversion: their key names are understood by :func:`.vit_keys.to_vitdet_keys`.
+    From Li et al., *Exploring Plain Vision Transformer Backbones for Object Detection*, ECCV 2022.
+    No class token and no final norm; one map of stride ``patch_size``. The absolute positions keep
+    the grid they were pre-trained on and are resized bicubically in the forward, so that MAE, DeiT
+    and published ViTDet weights load without conversion: their key names are understood by
+    :func:`.vit_keys.to_vitdet_keys`.
 
     Args:
-        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, or the fields of :class:`ViTArch`
-            (and ``head_dims``, where a head is not ``embed_dims // num_heads`` wide).
-        img_size (int | Sequence[int]): Input size in pixels that the relative positions of global blocks are stored
-            for; any other input size works, with interpolation. Defaults to 1024.
+        arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, or the fields of
+            :class:`ViTArch` (and ``head_dims``, where a head is not ``embed_dims // num_heads``
+            wide).
+        img_size (int | Sequence[int]): Input size in pixels that the relative positions of global
+            blocks are stored for; any other input size works, with interpolation. Defaults to 1024.
         patch_size (int): Side of a patch in pixels. Defaults to 16.
         in_channels (int): Channels of the image. Defaults to 3.
-        window_size (int): Side of the windows in tokens; 0 makes every block global. Defaults to 14.
+        window_size (int): Side of the windows in tokens; 0 makes every block global. Defaults to
+            14.
         use_rel_pos (bool): Decomposed relative positions in every block. Defaults to True.
-        pretrain_img_size (int): Image size, in pixels, of the stored absolute positions. Defaults to 224.
+        pretrain_img_size (int): Image size, in pixels, of the stored absolute positions. Defaults
+            to 224.
         pretrain_use_cls_token (bool): Whether the stored absolute positions begin with that of a
             class token (never used here). Defaults to True, as in the published checkpoints.
         drop_path_rate (float): Stochastic depth of the last block, growing linearly. Defaults to 0.
         norm_eps (float): Epsilon of the LayerNorms. Defaults to 1e-6.
-        out_indices (int | Sequence[int]): Blocks whose outputs are returned. Defaults to -1, the last.
-        frozen_stages (int): Freeze the embeddings (0) and the first ``frozen_stages`` blocks; -1 for
-            none. Defaults to -1.
+        out_indices (int | Sequence[int]): Blocks whose outputs are returned. Defaults to -1, the
+            last.
+        frozen_stages (int): Freeze the embeddings (0) and the first ``frozen_stages`` blocks; -1
+            for none. Defaults to -1.
         with_cp (bool): Recompute the activations of each block in the backward. Defaults to False.
-        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')`` loads strictly:
-            only relative positions and the layers that a backbone does not have may differ.
+        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``
+            loads strictly: only relative positions and the layers that a backbone does not have may
+            differ.
 
     Raises:
         ValueError: On an unknown ``arch``, an index out of range, or an image smaller than a patch.
@@ -185,7 +191,9 @@ class ViTDet(BaseModule):
         head_dims = None
         if isinstance(arch, str):
             if arch not in ARCHS:
-                raise ValueError(f"ViTDet has no arch '{arch}'; choose from {sorted(ARCHS)} or give a dict.")
+                raise ValueError(
+                    f"ViTDet has no arch '{arch}'; choose from {sorted(ARCHS)} or give a dict."
+                )
             sizes = ARCHS[arch]
         else:
             arch = dict(arch)
@@ -208,7 +216,9 @@ class ViTDet(BaseModule):
 
         side = img_size if isinstance(img_size, int) else max(img_size)
         global_indices = {i % sizes.num_layers for i in sizes.global_indices}
-        self.global_indices = tuple(sorted(global_indices)) if window_size else tuple(range(sizes.num_layers))
+        self.global_indices = (
+            tuple(sorted(global_indices)) if window_size else tuple(range(sizes.num_layers))
+        )
         self.blocks = nn.ModuleList()
         for i in range(sizes.num_layers):
             window = 0 if i in self.global_indices else window_size
@@ -231,7 +241,9 @@ class ViTDet(BaseModule):
         indices = (indices,) if isinstance(indices, int) else tuple(indices)
         for index in indices:
             if not -self.num_layers <= index < self.num_layers:
-                raise ValueError(f'out_indices {index} is out of range: ViTDet has {self.num_layers} blocks.')
+                raise ValueError(
+                    f'out_indices {index} is out of range: ViTDet has {self.num_layers} blocks.'
+                )
         return tuple(sorted(index % self.num_layers for index in indices))
 
     def _freeze(self) -> None:
@@ -242,7 +254,7 @@ class ViTDet(BaseModule):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True):
-        """Switch the mode; frozen blocks stay in evaluation mode, so that their drop path is off."""
+        """Switch the mode; frozen blocks stay in evaluation mode, without drop path."""
         super().train(mode)
         if self.frozen_stages >= 0:
             for module in [self.patch_embed, *self.blocks[: self.frozen_stages]]:
@@ -251,17 +263,20 @@ class ViTDet(BaseModule):
 
     @staticmethod
     def _translate_keys(positions, state_dict, prefix, *args) -> None:
-        own = {k[len(prefix) :]: state_dict.pop(k) for k in list(state_dict) if k.startswith(prefix)}
+        own = {
+            k[len(prefix) :]: state_dict.pop(k) for k in list(state_dict) if k.startswith(prefix)
+        }
         converted, dropped = to_vitdet_keys(own, positions)
         state_dict.update({prefix + k: v for k, v in converted.items()})
         if dropped:
-            print_log(f'ViTDet has no place for {dropped}: not loaded.', 'current')
+            MMLogger.get_current_instance().info(f'ViTDet has no place for {dropped}: not loaded.')
 
     def init_weights(self) -> None:
         """Initialise as the published ViTDet, or load ``init_cfg`` strictly.
 
         Raises:
-            RuntimeError: If keys are missing (relative positions excepted), unexpected or of another shape.
+            RuntimeError: If keys are missing (relative positions excepted), unexpected or of
+                another shape.
         """
         init_cfg = self.init_cfg
         if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
@@ -278,7 +293,9 @@ class ViTDet(BaseModule):
     def _load_pretrained(self, path: str, prefix: str) -> None:
         state_dict = unwrap_state_dict(CheckpointLoader.load_checkpoint(path, map_location='cpu'))
         if prefix:
-            state_dict = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+            state_dict = {
+                k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)
+            }
         elif any(k.startswith('backbone.') for k in state_dict):
             state_dict = {k[9:]: v for k, v in state_dict.items() if k.startswith('backbone.')}
         converted, dropped = to_vitdet_keys(state_dict, self.pos_embed.shape[1])
@@ -292,17 +309,20 @@ class ViTDet(BaseModule):
         unexpected = [k for k in converted if k not in own]
         if missing or unexpected or shapes:
             raise RuntimeError(
-                f'{path} does not hold the weights of this ViTDet. Missing: {missing}. Unexpected: {unexpected}. '
-                f'Of another shape: {shapes}. Give the arch, pretrain_img_size and pretrain_use_cls_token the file was made with.'
+                f'{path} does not hold the weights of this ViTDet. Missing: {missing}. Unexpected: '
+                f'{unexpected}. '
+                f'Of another shape: {shapes}. Give the arch, pretrain_img_size and '
+                'pretrain_use_cls_token the file was made with.'
             )
         self.load_state_dict(converted, strict=False)
         fresh = [k for k in own if k not in converted]
         MMLogger.get_current_instance().info(
-            f'ViTDet: {len(converted)} tensors from {path}; not used: {dropped or "none"}; started at zero: {fresh or "none"}'
+            f'ViTDet: {len(converted)} tensors from {path}; not used: {dropped or "none"}; started '
+            f'at zero: {fresh or "none"}'
         )
 
     def absolute_positions(self, size: tuple[int, int]) -> Tensor:
-        """Absolute positions for a grid of ``size`` tokens: ``[1, H, W, C]``, resized bicubically."""
+        """Absolute positions ``[1, H, W, C]`` for ``size = (H, W)`` tokens, resized bicubically."""
         table = self.pos_embed[:, int(self.pretrain_use_cls_token) :]
         table = table.view(1, self.pretrain_grid, self.pretrain_grid, -1)
         if size == (self.pretrain_grid, self.pretrain_grid):
@@ -318,10 +338,14 @@ class ViTDet(BaseModule):
             x (Tensor): Normalised images ``[B, in_channels, H, W]``.
 
         Returns:
-            tuple[Tensor]: One ``[B, C, ceil(H/p), ceil(W/p)]`` per entry of ``out_indices``, in ascending order.
+            tuple[Tensor]: One ``[B, C, ceil(H/p), ceil(W/p)]`` per entry of ``out_indices``, in
+            ascending order.
         """
         if min(x.shape[-2:]) < self.patch_size:
-            raise ValueError(f'An image of {tuple(x.shape[-2:])} px is smaller than one {self.patch_size} px patch.')
+            raise ValueError(
+                f'An image of {tuple(x.shape[-2:])} px is smaller than one {self.patch_size} px '
+                'patch.'
+            )
         x = self.patch_embed(x)
         x = x + self.absolute_positions(tuple(x.shape[1:3]))
         outs = []

@@ -27,7 +27,7 @@ def window_partition(x: Tensor, window_size: int) -> tuple[Tensor, tuple[int, in
 def window_unpartition(
     windows: Tensor, window_size: int, padded: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Undo :func:`window_partition`: ``[B * n, s, s, C]`` to ``[B, H, W, C]`` with ``(H, W) = size``."""
+    """Undo :func:`window_partition`: ``[B * n, s, s, C]`` to ``[B, H, W, C]`` of ``size``."""
     (ph, pw), (h, w) = padded, size
     rows, cols = ph // window_size, pw // window_size
     x = windows.reshape(-1, rows, cols, window_size, window_size, windows.shape[-1])
@@ -44,11 +44,14 @@ def _relative_table(table: Tensor, size: int) -> Tensor:
     return table[position[:, None] - position[None, :] + size - 1]
 
 
-def decomposed_rel_pos(q: Tensor, table_h: Tensor, table_w: Tensor, size: tuple[int, int]) -> Tensor:
+def decomposed_rel_pos(
+    q: Tensor, table_h: Tensor, table_w: Tensor, size: tuple[int, int]
+) -> Tensor:
     """Additive attention bias from decomposed relative positions.
 
-    ``bias[(i, j), (k, l)] = q_ij . Rh[i - k] + q_ij . Rw[j - l]`` with the unscaled query (MViTv2, Li et al.,
-    CVPR 2022, eq. 4; ViTDet, Li et al., ECCV 2022, appendix). Tables of another length are interpolated.
+    ``bias[(i, j), (k, l)] = q_ij . Rh[i - k] + q_ij . Rw[j - l]`` with the unscaled query (MViTv2,
+    Li et al., CVPR 2022, eq. 4; ViTDet, Li et al., ECCV 2022, appendix). Tables of another length
+    are interpolated.
 
     Args:
         q (Tensor): Queries ``[B, heads, H * W, head_dims]``.
@@ -75,8 +78,8 @@ class WindowAttention(nn.Module):
     Args:
         embed_dims (int): Channels ``C`` of the tokens.
         num_heads (int): Number of heads.
-        head_dims (int, optional): Channels of a head. Defaults to ``embed_dims // num_heads``; a student that
-            keeps whole heads of its teacher in a narrower stream sets it.
+        head_dims (int, optional): Channels of a head. Defaults to ``embed_dims // num_heads``; a
+            student that keeps whole heads of its teacher in a narrower stream sets it.
         rel_pos_size (int, optional): Side, in tokens, of the relative-position tables; None for no
             relative positions.
     """

@@ -9,7 +9,8 @@ from mmdfkd.registry import MODELS
 
 from ..layers import LayerNorm2d
 
-# That of mmdet's published detectors: mmcv's `build_norm_layer` gives it to every norm of neck and heads.
+# That of mmdet's published detectors: mmcv's `build_norm_layer` gives it to every norm of neck and
+# heads.
 _NORM_EPS = 1e-5
 
 
@@ -24,7 +25,9 @@ def _rescale(channels: int, factor: float) -> tuple[nn.Sequential, int]:
         ]
         return nn.Sequential(*layers), channels // 4
     if factor == 2:
-        return nn.Sequential(nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)), channels // 2
+        return nn.Sequential(
+            nn.ConvTranspose2d(channels, channels // 2, 2, stride=2)
+        ), channels // 2
     if factor == 1:
         return nn.Sequential(nn.Identity()), channels
     if factor == 0.5:
@@ -36,7 +39,8 @@ def _rescale(channels: int, factor: float) -> tuple[nn.Sequential, int]:
 class SimpleFPN(BaseModule):
     """The pyramid of ViTDet: every level from the one last map (Li et al., ECCV 2022, section 3).
 
-    Layer names are those of mmdet's published checkpoints (``fpn1`` ... ``lateral_convs``, ``fpn_convs``).
+    Layer names are those of mmdet's published checkpoints (``fpn1`` ... ``lateral_convs``,
+    ``fpn_convs``).
 
     Args:
         in_channels (int): Channels of the backbone's map.
@@ -58,12 +62,14 @@ class SimpleFPN(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if num_outs < len(scale_factors):
-            raise ValueError(f'num_outs={num_outs} is less than the {len(scale_factors)} scale factors.')
+            raise ValueError(
+                f'num_outs={num_outs} is less than the {len(scale_factors)} scale factors.'
+            )
         self.scale_factors = tuple(scale_factors)
         self.num_outs = num_outs
         self.lateral_convs = nn.ModuleList()
         self.fpn_convs = nn.ModuleList()
-        norm_cfg = dict(type=LayerNorm2d, eps=_NORM_EPS)
+        norm_cfg = {'type': LayerNorm2d, 'eps': _NORM_EPS}
         for i, factor in enumerate(self.scale_factors, start=1):
             layers, channels = _rescale(in_channels, factor)
             self.add_module(f'fpn{i}', layers)
@@ -71,7 +77,15 @@ class SimpleFPN(BaseModule):
                 ConvModule(channels, out_channels, 1, norm_cfg=norm_cfg, act_cfg=None, bias=False)
             )
             self.fpn_convs.append(
-                ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=None, bias=False)
+                ConvModule(
+                    out_channels,
+                    out_channels,
+                    3,
+                    padding=1,
+                    norm_cfg=norm_cfg,
+                    act_cfg=None,
+                    bias=False,
+                )
             )
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -83,7 +97,9 @@ class SimpleFPN(BaseModule):
         if not isinstance(x, Tensor):
             x = x[-1]
         outs = []
-        for i, (lateral, conv) in enumerate(zip(self.lateral_convs, self.fpn_convs, strict=True), start=1):
+        for i, (lateral, conv) in enumerate(
+            zip(self.lateral_convs, self.fpn_convs, strict=True), start=1
+        ):
             outs.append(conv(lateral(getattr(self, f'fpn{i}')(x))))
         for _ in range(self.num_outs - len(outs)):
             outs.append(F.max_pool2d(outs[-1], 1, stride=2))
