@@ -35,7 +35,19 @@ REPORT = dict(
 
 def test_plain_text():
     lines = text_table(REPORT).splitlines()
-    assert lines[2].split() == 'teacher 0.800 0.900 2.00 M 1.50 M 4.00 G 20.0 ms'.split()
+    assert lines[2].split() == [
+        'teacher',
+        '0.800',
+        '0.900',
+        '2.00',
+        'M',
+        '1.50',
+        'M',
+        '4.00',
+        'G',
+        '20.0',
+        'ms',
+    ]
     assert lines[3].split() == ['student', 'at', 'start', '0.200', '0.300']
     assert '0.500 M (25 %)' in lines[4]
     assert '0.300 M (20 %)' in lines[4]

@@ -56,7 +56,7 @@ def classification_set(folder: Path, count: int) -> None:
         cv2.imwrite(str(path), cv2.resize(_draw(rng)[0], (32, 32)))
 
 
-def detector(dims: int, layers: int, proposals: int = 60) -> dict:
+def detector(dims: int, layers: int, proposals: int = 200) -> dict:
     """A ViTDet of a few thousand parameters."""
     coder = dict(type='DeltaXYWHBBoxCoder', target_stds=[0.1, 0.1, 0.2, 0.2])
     nms = dict(type='nms', iou_threshold=0.7)
@@ -119,9 +119,9 @@ def detector(dims: int, layers: int, proposals: int = 60) -> dict:
         ),
         train_cfg=None,
         test_cfg=dict(
-            rpn=dict(nms_pre=200, max_per_img=proposals, nms=nms, min_bbox_size=0),
+            rpn=dict(nms_pre=256, max_per_img=proposals, nms=nms, min_bbox_size=0),
             # Random weights: whatever the score, something is detected.
-            rcnn=dict(score_thr=0.0, nms=nms, max_per_img=60),
+            rcnn=dict(score_thr=0.0, nms=nms, max_per_img=400),
         ),
     )
 

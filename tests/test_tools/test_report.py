@@ -74,7 +74,7 @@ def test_detection_report_holds_the_figures(detection):
     facts = {k: report[k] for k in ('train_images_read', 'steps', 'seconds', 'seed', 'commit')}
     assert facts == dict(train_images_read=0, steps=7, seconds=12.5, seed=3, commit='abc1234')
     assert report['input_size'] == [128, 128]
-    assert report['proposals'] == 60
+    assert report['proposals'] == 200
     assert report['test_images'] == 4
     assert {'retention', 'retention_at_start', 'student_at_start', 'init', 'source'} <= set(report)
 
