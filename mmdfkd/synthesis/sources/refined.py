@@ -12,6 +12,7 @@ from mmdfkd.adapters.observation import Probe, Targets
 from mmdfkd.datasets.renderers.stream import stream
 from mmdfkd.registry import MODELS, TASK_UTILS
 
+from ..blur import blurred
 from ..frozen import frozen
 from ..layouts import proposed_layout
 from ..priors.base import Prior
@@ -43,7 +44,9 @@ class RefinedSource(SyntheticSource):
         start (int): No batch before this step.
         batch (int): Images refined at once, of all processes together.
         steps (int): Gradient steps.
-        lr (float): Step size of Adam, in units of the pixel range [0, 1].
+        lr (float): Root mean square of an image's change in one step, of the pixel range [0, 1].
+        smooth (float): Gradients are blurred by a Gaussian of this deviation, as a share of the
+            image's shorter side: figures, not the texture of patches; 0 turns it off.
         share (float): Share of the draws that come from the ring, once it has images.
         max_images (int): Size of the ring.
         augment (Mapping | None): Config of an augmentation of the images that come from the ring.
@@ -64,7 +67,8 @@ class RefinedSource(SyntheticSource):
         start: int = 0,
         batch: int = 16,
         steps: int = 10,
-        lr: float = 0.02,
+        lr: float = 0.01,
+        smooth: float = 0.012,
         share: float = 0.25,
         max_images: int = 512,
         augment: Mapping | None = None,
@@ -84,6 +88,7 @@ class RefinedSource(SyntheticSource):
         self.batch = batch
         self.steps = steps
         self.lr = lr
+        self.smooth = smooth
         self.share = share
         self.max_images = max_images
         self.augment = None if augment is None else TASK_UTILS.build(augment)
@@ -153,8 +158,11 @@ class RefinedSource(SyntheticSource):
     ) -> tuple[Tensor, dict[str, float]]:
         """Descend the priors from ``start``; both networks must be frozen.
 
-        Each image takes its own way (every prior is image-level, Adam works by element), so the
-        result depends on the batch only through batch-level priors.
+        Steps have momentum and, image by image, the same length. Adam would move every pixel alike
+        and answer with a faint patch texture all over; this way the pixels that matter move, and
+        with blurred gradients (as a shift of the pixel grid would average them) they move together.
+        Each image takes its own way, so the result depends on the batch only through batch-level
+        priors.
 
         Args:
             start (Tensor): ``[B, 3, H, W]`` in [0, 1].
@@ -168,7 +176,8 @@ class RefinedSource(SyntheticSource):
         targets, probe = self._targets(start, labels, teacher)
         taps = tuple(dict.fromkeys(name for prior in self._used for name in prior.taps(teacher)))
         images = start.detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([images], lr=self.lr, betas=(0.5, 0.9))
+        sigma = self.smooth * min(start.shape[-2:])
+        move = torch.zeros_like(start)
         best, best_images = None, None
         for step in range(self.steps + 1):
             with torch.set_grad_enabled(step < self.steps):
@@ -185,10 +194,11 @@ class RefinedSource(SyntheticSource):
                 best = torch.where(better, now, best)
                 best_images = torch.where(better[:, None, None, None], images.detach(), best_images)
             if step < self.steps:
-                (images.grad,) = torch.autograd.grad(total.sum(), [images])
-                optimizer.step()
+                (gradient,) = torch.autograd.grad(total.sum(), [images])
                 with torch.no_grad():
-                    images.clamp_(0, 1)
+                    move = (move + blurred(gradient, sigma)) / 2
+                    length = move.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+                    images.sub_(self.lr * move / length).clamp_(0, 1)
         logs = {f'refined/{prior.name}': float(term.mean()) for prior, term in terms.items()}
         return best_images, {
             'refined/before': float(first.mean()),
