@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,6 +51,32 @@ def make_aligner(
         nn.init.orthogonal_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+@torch.no_grad()
+def fit_aligner(layer: nn.Module, inputs: Tensor, targets: Tensor, ridge: float = 1e-3) -> None:
+    """Set an aligner to the ridge least-squares map from student features to the teacher's.
+
+    An inherited student's features are the teacher's in other coordinates. From an arbitrary aligner the first
+    steps would bend them to it; from the fitted one they keep what they have.
+
+    Args:
+        layer (nn.Module): Of :func:`make_aligner`; an identity stays as it is.
+        inputs (Tensor): Student features ``[N, in]``.
+        targets (Tensor): Teacher features ``[N, out]``.
+        ridge (float): Share of the mean input energy added to the normal equations. Defaults to 1e-3.
+    """
+    if isinstance(layer, nn.Identity):
+        return
+    x, y = inputs.double(), targets.double()
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    x, y = x - x_mean, y - y_mean
+    gram = x.t() @ x
+    level = gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    gram = gram + ridge * level * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weight = torch.linalg.solve(gram, x.t() @ y).t()
+    layer.weight.copy_(weight.reshape(layer.weight.shape))
+    layer.bias.copy_(y_mean - weight @ x_mean)
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -108,6 +108,14 @@ class DistillHead(BaseModule):
             teacher_widths (Mapping): Likewise for the teacher.
         """
 
+    def fit_aligners(self, student: Observation, teacher: Observation) -> None:
+        """Start the aligners from both networks' features on some images; once, before the first step.
+
+        Args:
+            student (Observation): The student as it starts, without gradient.
+            teacher (Observation): The teacher's view of the same images.
+        """
+
     @abstractmethod
     def losses(
         self, student: Observation, teacher: Observation, targets: Targets, images: Tensor

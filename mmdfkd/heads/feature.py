@@ -9,7 +9,7 @@ from mmdfkd.adapters import Observation, Targets
 from mmdfkd.losses import cosine_distance, masked_mimic
 from mmdfkd.registry import MODELS
 
-from .alignment import make_aligner, output_widths, resize
+from .alignment import fit_aligner, make_aligner, output_widths, resize
 from .base import DistillHead, Needs
 
 
@@ -90,6 +90,17 @@ class FeatureHead(DistillHead):
         self.aligners = nn.ModuleList(
             make_aligner(s, t, conv=False, align=self.align) for s, t in pairs
         )
+
+    def fit_aligners(self, student: Observation, teacher: Observation) -> None:
+        """Least squares over the tokens, where both networks have one grid."""
+        for index, aligner in enumerate(self.aligners):
+            tokens_s, grid_s = self._tokens(student, 0, index)
+            tokens_t, grid_t = self._tokens(teacher, 1, index)
+            if grid_s == grid_t:
+                common = min(tokens_s.shape[1], tokens_t.shape[1])
+                fit_aligner(
+                    aligner, *(t[:, -common:].flatten(0, 1) for t in (tokens_s, tokens_t))
+                )
 
     def losses(
         self, student: Observation, teacher: Observation, targets: Targets, images: Tensor

@@ -6,7 +6,7 @@ from mmdfkd.adapters import Observation, Targets
 from mmdfkd.losses import masked_mimic, pkd
 from mmdfkd.registry import MODELS
 
-from .alignment import make_aligner, output_widths, resize
+from .alignment import fit_aligner, make_aligner, output_widths, resize
 from .base import DistillHead, Needs
 
 
@@ -73,6 +73,13 @@ class PyramidHead(DistillHead):
             make_aligner(own[level], other[level], conv=True, align=self.align)
             for level in self.levels
         )
+
+    def fit_aligners(self, student: Observation, teacher: Observation) -> None:
+        """Least squares, level by level, over all places."""
+        for level, aligner in zip(self.levels, self.aligners, strict=True):
+            map_t = teacher.memory.feats[level]
+            map_s = resize(student.memory.feats[level], map_t.shape[-2:])
+            fit_aligner(aligner, *(m.movedim(1, -1).flatten(0, 2) for m in (map_s, map_t)))
 
     def losses(
         self, student: Observation, teacher: Observation, targets: Targets, images: Tensor
