@@ -61,7 +61,7 @@ def comparison_grid(
     teacher: Sequence[Annotation],
     student: Sequence[Annotation],
     names: Sequence[str],
-    side: int = 384,
+    side: int | None = None,
 ) -> np.ndarray:
     """Ground truth, teacher and student side by side.
 
@@ -69,6 +69,8 @@ def comparison_grid(
         below each, right
     answers green and wrong ones red.
     """
+    if side is None:
+        side = 576 if max(max(image.shape) for image in images) > 768 else 384
     everything = list(zip(images, truth, teacher, student, strict=True))
     if truth[0].boxes is not None:
         panels = [panel(image, seen, names, side) for image, *three in everything for seen in three]
