@@ -7,10 +7,10 @@ _base_ = [
 ]
 default_scope = 'mmdet'
 
-max_iters = 800
+max_iters = 600
 image_size = 128
 procedural = dict(type='mmdfkd.ProceduralRenderer')
-pool_size = 3072
+pool_size = 2048
 
 model = dict(
     type='mmdfkd.DataFreeDistiller',
@@ -37,7 +37,7 @@ train_dataloader = dict(
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),
+    optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.99), weight_decay=0.01),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.),
     clip_grad=dict(max_norm=5.0))
 param_scheduler = [

@@ -6,7 +6,7 @@ model = dict(
         type='mmdfkd.RefinedSource',
         source=dict(
             type='mmdfkd.PooledSource', renderer=_base_.procedural, pool_size=_base_.pool_size),
-        every=10,
+        every=20,
         batch=16,
-        steps=10,
+        steps=8,
         share=0.25))

@@ -33,8 +33,8 @@ train_dataloader = dict(
         filter_cfg=dict(filter_empty_gt=True, min_size=4),
         pipeline=train_pipeline))
 
-max_iters = 5500
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=1000)
+max_iters = 3600
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=1200)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -42,8 +42,16 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.99), weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., bypass_duplicate=True),
     clip_grad=dict(max_norm=5.0))
+# Warm-up, a slow decay while it still learns fast, and a quick one to zero.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=300),
     dict(
-        type='CosineAnnealingLR', by_epoch=False, begin=300, end=max_iters, T_max=max_iters - 300, eta_min=1e-6),
+        type='CosineAnnealingLR', by_epoch=False, begin=300, end=2000, T_max=5200, eta_min=1e-6),
+    dict(
+        type='CosineAnnealingLR',
+        by_epoch=False,
+        begin=2000,
+        end=max_iters,
+        T_max=max_iters - 2000,
+        eta_min=1e-6),
 ]

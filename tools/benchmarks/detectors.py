@@ -30,7 +30,7 @@ REAL = 'real (ceiling)'
 START = '0 steps'
 # Steps of the first schedule in configs/dfkd_vitdet.py.
 WARMUP = 50
-PRESETS = dict(quick=dict(steps=500, seeds=(0,)), full=dict(steps=1000, seeds=(0, 1, 2)))
+PRESETS = dict(quick=dict(steps=300, seeds=(0,)), full=dict(steps=1000, seeds=(0, 1, 2)))
 
 
 def parse_args() -> argparse.Namespace:
