@@ -3,13 +3,17 @@
 Every node's parent is a root node of mmengine, so that both ``default_scope='mmdet'`` and ``'mmpretrain'``
 find ``mmdfkd.X``. A node opens its rooms one by one, in the order of the house, until the name is found: a
 config that asks only for ``mmdfkd.ViTDet`` imports ``mmdfkd.models`` and never the distillers.
+
+Every class registered here refuses settings that it does not take and names the nearest ones it does.
 """
 
+import inspect
 from importlib import import_module
 
 from mmengine import registry as root
 from mmengine.registry import Registry
 
+from .utils.arguments import checked
 from .utils.checkpoint import register_local_loader
 
 SCOPE = 'mmdfkd'
@@ -39,6 +43,11 @@ class RoomRegistry(Registry):
                 break
             import_module(room)
         return super().get(key)
+
+    def _register_module(self, module, module_name=None, force: bool = False) -> None:
+        super()._register_module(module, module_name, force)
+        if inspect.isclass(module):
+            checked(module)
 
 
 def _rooms(*names: str) -> tuple[str, ...]:

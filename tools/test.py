@@ -15,9 +15,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help="a run's checkpoint, student.pth, or any other")
-    parser.add_argument('--work-dir', help='where the log goes; ./work_dirs/<config>/test by default')
+    parser.add_argument(
+        '--work-dir', help='where the log goes; ./work_dirs/<config>/test by default'
+    )
     parser.add_argument('--out', help='dump predictions to this pickle')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value'
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser.parse_args()
@@ -33,12 +37,16 @@ def main() -> None:
     cfg.launcher = args.launcher
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    cfg.work_dir = args.work_dir or str(Path(cfg.get('work_dir') or Path('work_dirs') / Path(args.config).stem) / 'test')
+    cfg.work_dir = args.work_dir or str(
+        Path(cfg.get('work_dir') or Path('work_dirs') / Path(args.config).stem) / 'test'
+    )
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.out:
         if not args.out.endswith(('.pkl', '.pickle')):
             raise ValueError('--out must end in .pkl or .pickle.')
-        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+        evaluators = (
+            cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+        )
         cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.out)]
     init_cpu_group(cfg)
 

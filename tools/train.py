@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, init_cpu_group, use_all_cores
+from mmdfkd.utils.launch import fail_clearly, init_cpu_group, set_amp, use_all_cores
 from mmdfkd.utils.run_files import refuse_foreign_checkpoints
 
 
@@ -15,7 +15,9 @@ def parse_args() -> argparse.Namespace:
     """Read the command line: as in the mm toolboxes, and ``--overwrite``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config')
-    parser.add_argument('--work-dir', help='where logs and checkpoints go; ./work_dirs/<config> by default')
+    parser.add_argument(
+        '--work-dir', help='where logs and checkpoints go; ./work_dirs/<config> by default'
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -23,21 +25,21 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='go on from the given checkpoint, or from the latest in the work directory',
     )
-    parser.add_argument('--overwrite', action='store_true', help="replace another run's checkpoints")
-    parser.add_argument('--amp', action='store_true', help='mixed precision, for every optimiser of the run')
-    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value')
+    parser.add_argument(
+        '--overwrite', action='store_true', help="replace another run's checkpoints"
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision, for every optimiser of the run'
+    )
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value'
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser.parse_args()
-
-
-def set_amp(optim_wrapper: dict) -> None:
-    """Turn mixed precision on in a plain optimiser wrapper, or in each of several by name."""
-    inner = [v for v in optim_wrapper.values() if isinstance(v, dict) and 'optimizer' in v]
-    for wrapper in [optim_wrapper] if 'optimizer' in optim_wrapper else inner:
-        wrapper['type'] = 'AmpOptimWrapper'
-        wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def main() -> None:
@@ -62,12 +64,15 @@ def main() -> None:
         set_amp(cfg.optim_wrapper)
     if args.auto_scale_lr:
         if not cfg.get('auto_scale_lr'):
-            raise KeyError(f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {args.config}.')
+            raise KeyError(
+                f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {args.config}.'
+            )
         cfg.auto_scale_lr['enable'] = True
     # Before the Runner writes its config over the other run's.
-    refuse_foreign_checkpoints(cfg.work_dir, resume=cfg.resume, overwrite=bool(cfg.get('overwrite')))
-    # Done once; the hook, which serves other tools, must not find the new run's files foreign.
-    cfg.overwrite = False
+    if cfg.get('overwrite') and not cfg.get('resume'):
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmdfkd.OverwriteHook')]
+    elif not cfg.get('resume'):
+        refuse_foreign_checkpoints(cfg.work_dir)
     init_cpu_group(cfg)
 
     from mmengine.registry import RUNNERS

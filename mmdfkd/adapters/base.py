@@ -61,10 +61,6 @@ class Adapter(ABC):
     def answer(self, memory: Memory, probe: Probe | None) -> Response:
         """Differentiable outputs at the probe, from this or (where the widths agree) the other network's memory."""
 
-    def unreached(self, responds: bool) -> tuple[str, ...]:
-        """Modules of the network that no loss can reach, with or without a head that compares responses."""
-        return ()
-
     @abstractmethod
     def target_loss(self, memory: Memory, targets: Targets) -> Tensor:
         """How far the network's answer is from ``targets``, per image: ``[B]``, differentiable to the pixels."""
@@ -74,7 +70,9 @@ class Adapter(ABC):
         """How much of each class the network sees in each image: ``[B, num_classes]`` in [0, 1], without gradient."""
 
     @torch.no_grad()
-    def observe(self, images: Tensor, taps: Sequence[str] = (), respond: bool = True) -> Observation:
+    def observe(
+        self, images: Tensor, taps: Sequence[str] = (), respond: bool = True
+    ) -> Observation:
         """Encode, propose and answer without gradient: the teacher's side of a step."""
         memory = self.encode(images, taps)
         if not respond:

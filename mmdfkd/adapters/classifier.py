@@ -14,9 +14,11 @@ class ClassifierAdapter(Adapter):
     @classmethod
     def supports(cls, net: nn.Module) -> bool:
         """True for mmpretrain classifiers."""
-        return type(net).__name__ in ('ImageClassifier', 'TimmClassifier', 'HuggingFaceClassifier') and hasattr(
-            net, 'head'
-        )
+        return type(net).__name__ in (
+            'ImageClassifier',
+            'TimmClassifier',
+            'HuggingFaceClassifier',
+        ) and hasattr(net, 'head')
 
     @property
     def num_classes(self) -> int:
@@ -26,10 +28,6 @@ class ClassifierAdapter(Adapter):
     def features(self, inputs: Tensor) -> tuple:
         """Backbone and neck."""
         return self.net.extract_feat(inputs)
-
-    def unreached(self, responds: bool) -> tuple[str, ...]:
-        """Without responses, the classification head."""
-        return () if responds else ('head',)
 
     def answer(self, memory: Memory, probe: Probe | None = None) -> Response:
         """Class logits ``[B, classes]``; the mean of both heads for a distilled DeiT, as its own evaluation does."""

@@ -9,7 +9,13 @@ from torch import Tensor
 # Copies of each box that its RoI loss also asks for, as (dx, dy, dw, dh) in shares of its size. All keep an
 # IoU of at least 0.7 with it.
 _JITTER = torch.tensor(
-    [[0.0, 0.0, 0.0, 0.0], [0.08, 0.05, 0.0, 0.0], [-0.08, 0.05, 0.0, 0.1], [0.05, -0.08, 0.1, 0.0], [0.0, 0.0, -0.12, -0.12]]
+    [
+        [0.0, 0.0, 0.0, 0.0],
+        [0.08, 0.05, 0.0, 0.0],
+        [-0.08, 0.05, 0.0, 0.1],
+        [0.05, -0.08, 0.1, 0.0],
+        [0.0, 0.0, -0.12, -0.12],
+    ]
 )
 
 
@@ -43,11 +49,21 @@ def jittered(boxes: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor
     size = size * (1 + jitter[..., 2:])
     out = torch.cat([centre - size / 2, centre + size / 2], -1).flatten(0, 1)
     h, w = image_size
-    out = torch.stack([out[:, 0].clamp(0, w), out[:, 1].clamp(0, h), out[:, 2].clamp(0, w), out[:, 3].clamp(0, h)], -1)
+    out = torch.stack(
+        [
+            out[:, 0].clamp(0, w),
+            out[:, 1].clamp(0, h),
+            out[:, 2].clamp(0, w),
+            out[:, 3].clamp(0, h),
+        ],
+        -1,
+    )
     return out, torch.arange(len(boxes), device=boxes.device).repeat_interleave(len(_JITTER))
 
 
-def background_boxes(boxes: Tensor, image_size: tuple[int, int], cells: int = 4, max_iou: float = 0.2) -> Tensor:
+def background_boxes(
+    boxes: Tensor, image_size: tuple[int, int], cells: int = 4, max_iou: float = 0.2
+) -> Tensor:
     """A fixed grid of boxes of two sizes that overlap no box of the layout."""
     h, w = image_size
     grid = []
@@ -87,10 +103,13 @@ def plan_layout(
     if len(boxes):
         iou = bbox_overlaps(anchors, boxes)
         best, owner = iou.max(1)
-        own = iou.argmax(0)
-        owner[own] = torch.arange(len(boxes), device=boxes.device)
         is_positive = best >= positive_iou
-        is_positive[own] = True
+        own_iou, own = iou.max(0)
+        # Of boxes with one best anchor the one that overlaps it most gets it; one without any gets none.
+        for box in own_iou.argsort(stable=True).tolist():
+            if own_iou[box] > 0:
+                owner[own[box]] = box
+                is_positive[own[box]] = True
         negative = (best < negative_iou) & ~is_positive
         positive = is_positive.nonzero(as_tuple=True)[0]
         matched = owner[positive]
@@ -100,4 +119,6 @@ def plan_layout(
     foreground, roi_matched = jittered(boxes, image_size)
     background = background_boxes(boxes, image_size)
     roi_labels = torch.cat([labels[roi_matched], labels.new_full((len(background),), num_classes)])
-    return LayoutPlan(positive, matched, negative, torch.cat([foreground, background]), roi_labels, roi_matched)
+    return LayoutPlan(
+        positive, matched, negative, torch.cat([foreground, background]), roi_labels, roi_matched
+    )

@@ -54,8 +54,8 @@ class Normalizer:
             cfg (Mapping): The whole config (the Runner merges its top-level ``data_preprocessor`` into the model).
             input_order (str): ``'rgb'`` or ``'bgr'`` overrides what the config's loader seems to deliver.
         """
-        pre = dict(cfg.get('data_preprocessor') or {})
-        pre.update(cfg.get('model', {}).get('data_preprocessor') or {})
+        # The model's own replaces the top-level one as a whole, as in the Runner.
+        pre = cfg.get('model', {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}
         delivered = loader_order(cfg) if input_order == 'auto' else input_order
         flips = bool(pre.get('to_rgb') or pre.get('bgr_to_rgb') or pre.get('rgb_to_bgr'))
         order = delivered if not flips else {'bgr': 'rgb', 'rgb': 'bgr'}[delivered]

@@ -25,9 +25,13 @@ def tapped(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         for name in names:
             if name not in modules:
                 near = [n for n in modules if n.split('.')[-1] == name.split('.')[-1]][:8]
-                raise KeyError(f"{type(net).__name__} has no module '{name}' to tap; of that last name: {near}.")
+                raise KeyError(
+                    f"{type(net).__name__} has no module '{name}' to tap; of that last name: {near}."
+                )
             handles.append(
-                modules[name].register_forward_hook(lambda _m, _i, out, key=name: caught.__setitem__(key, out))
+                modules[name].register_forward_hook(
+                    lambda _m, _i, out, key=name: caught.__setitem__(key, out)
+                )
             )
         yield caught
     finally:

@@ -35,14 +35,6 @@ class TwoStageAdapter(Adapter):
         """Backbone and neck: one ``[B, C, H, W]`` per level."""
         return tuple(self.net.extract_feat(inputs))
 
-    def unreached(self, responds: bool) -> tuple[str, ...]:
-        """The mask branch; without responses, RPN and box head too."""
-        names = ['roi_head.mask_head', 'roi_head.mask_roi_extractor']
-        if not responds:
-            names += ['rpn_head', 'roi_head.bbox_head']
-        modules = dict(self.net.named_modules())
-        return tuple(name for name in names if name in modules)
-
     def _metas(self, memory: Memory) -> list[dict]:
         meta = dict(
             img_shape=memory.image_size,
@@ -57,7 +49,9 @@ class TwoStageAdapter(Adapter):
     def propose(self, memory: Memory, targets: Targets | None = None) -> Probe:
         """The RPN's proposals after suppression, by the network's own ``test_cfg``."""
         rpn = self.net.rpn_head
-        results = rpn.predict_by_feat(*rpn(memory.feats), batch_img_metas=self._metas(memory), cfg=rpn.test_cfg)
+        results = rpn.predict_by_feat(
+            *rpn(memory.feats), batch_img_metas=self._metas(memory), cfg=rpn.test_cfg
+        )
         return Probe(boxes=[r.bboxes for r in results], scores=[r.scores for r in results])
 
     def _roi_outputs(self, feats: tuple, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -83,7 +77,9 @@ class TwoStageAdapter(Adapter):
     def detect(self, memory: Memory) -> list[InstanceData]:
         """Final detections in pixels of the images: ``bboxes``, ``scores``, ``labels`` per image."""
         probe = self.propose(memory)
-        proposals = [InstanceData(bboxes=b, scores=s) for b, s in zip(probe.boxes, probe.scores, strict=True)]
+        proposals = [
+            InstanceData(bboxes=b, scores=s) for b, s in zip(probe.boxes, probe.scores, strict=True)
+        ]
         samples = [DetDataSample(metainfo=meta) for meta in self._metas(memory)]
         return self.net.roi_head.predict(memory.feats, proposals, samples, rescale=False)
 
@@ -91,7 +87,9 @@ class TwoStageAdapter(Adapter):
         """The layouts' fixed assignments, computed on the first call and kept with the targets."""
         if targets.plan is None:
             sizes = [f.shape[-2:] for f in memory.feats]
-            levels = self.net.rpn_head.prior_generator.grid_priors(sizes, device=memory.feats[0].device)
+            levels = self.net.rpn_head.prior_generator.grid_priors(
+                sizes, device=memory.feats[0].device
+            )
             anchors = torch.cat(levels)
             targets.plan = [
                 plan_layout(boxes, labels, anchors, memory.image_size, self.num_classes)
@@ -125,14 +123,18 @@ class TwoStageAdapter(Adapter):
         for i, (plan, cls, reg) in enumerate(
             zip(plans, roi_logits.split(counts), roi_deltas.split(counts), strict=True)
         ):
-            loss = F.softplus(logits[i][plan.negative]).mean()
+            # An image without any background anchor adds nothing, where a mean would be NaN.
+            negative = F.softplus(logits[i][plan.negative])
+            loss = negative.sum() / max(len(negative), 1)
             background = plan.roi_labels == self.num_classes
             if background.any():
                 loss = loss + F.cross_entropy(cls[background], plan.roi_labels[background])
             if len(plan.positive):
                 boxes = targets.boxes[i]
                 loss = loss + F.softplus(-logits[i][plan.positive]).mean()
-                goal = self.net.rpn_head.bbox_coder.encode(anchors[plan.positive], boxes[plan.matched])
+                goal = self.net.rpn_head.bbox_coder.encode(
+                    anchors[plan.positive], boxes[plan.matched]
+                )
                 loss = loss + F.l1_loss(deltas[i][plan.positive], goal)
                 n = len(plan.roi_matched)
                 loss = loss + F.cross_entropy(cls[:n], plan.roi_labels[:n])

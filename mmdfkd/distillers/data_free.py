@@ -244,7 +244,9 @@ class DataFreeDistiller(BaseModel):
         several = isinstance(optim_wrapper, OptimWrapperDict)
         wrapper = optim_wrapper['student'] if several else optim_wrapper
         fresh = self.source.refresh(self.teacher.adapter, self.student.adapter, self.iteration)
-        items = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
+        items = [
+            dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)
+        ]
         device = next(self.student.parameters()).device
         images, targets = self.source.draw(items)
         images = images.to(device)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.model import PretrainedInit
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import get_installed_path
@@ -16,8 +17,8 @@ def load_config(reference: str | Mapping) -> Config:
     """Load a whole config.
 
     Args:
-        reference (str | Mapping): A path, ``'mmdet::detr/detr_r50_8xb2-150e_coco.py'`` (a config inside an installed
-            package), or an inline mapping with at least ``model``.
+        reference (str | Mapping): A path, ``'mmdet::detr/detr_r50_8xb2-150e_coco.py'`` (a config
+            inside an installed package), or an inline mapping with at least ``model``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -38,7 +39,9 @@ def load_config(reference: str | Mapping) -> Config:
             raise FileNotFoundError(f"There is no config '{name}' (looked for {path}).")
         cfg = Config.fromfile(path)
     if 'model' not in cfg:
-        raise KeyError(f"{name} has no 'model'; give the whole config of an mmdet or mmpretrain model.")
+        raise KeyError(
+            f"{name} has no 'model'; give the whole config of an mmdet or mmpretrain model."
+        )
     return cfg
 
 
@@ -47,15 +50,34 @@ def scope_of(cfg: Config) -> str:
     return cfg.get('default_scope') or cfg.model.get('_scope_') or 'mmdet'
 
 
-def without_init(cfg: Mapping) -> ConfigDict:
-    """A copy of a model config that downloads and loads nothing: every ``init_cfg`` and ``pretrained`` removed."""
+def without_files(cfg: Mapping) -> ConfigDict:
+    """A copy of a model config that downloads and loads nothing.
+
+    Every ``Pretrained`` among its ``init_cfg`` and every ``pretrained`` is removed; how random
+    weights are drawn stays.
+    """
+
+    def reads(init) -> bool:
+        kind = init.get('type') if isinstance(init, Mapping) else None
+        return str(kind).rsplit('.', 1)[-1] == 'Pretrained' or kind is PretrainedInit
 
     def strip(value):
-        if isinstance(value, Mapping):
-            return {k: strip(v) for k, v in value.items() if k not in ('init_cfg', 'pretrained')}
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, list | tuple):
             return type(value)(strip(v) for v in value)
-        return value
+        if not isinstance(value, Mapping):
+            return value
+        kept = {}
+        for key, inner in value.items():
+            if key == 'pretrained' and isinstance(inner, str):
+                continue
+            if key == 'init_cfg' and inner is not None:
+                several = isinstance(inner, list | tuple)
+                entries = [e for e in (inner if several else [inner]) if not reads(e)]
+                if not entries:
+                    continue
+                inner = entries if several else entries[0]
+            kept[key] = strip(inner)
+        return kept
 
     return ConfigDict(strip(cfg))
 
@@ -73,14 +95,15 @@ def build_network(cfg: Config, keep_init: bool = False) -> nn.Module:
 
     Args:
         cfg (Config): The whole config.
-        keep_init (bool): Keep its ``init_cfg`` (``init='config'``). Otherwise nothing is downloaded or read.
+        keep_init (bool): Keep its ``init_cfg`` whole (``init='config'``). Otherwise nothing is
+            downloaded or read.
 
     Returns:
         nn.Module: On a CPU, SyncBN is replaced by BatchNorm, which alone runs there.
     """
     model = model_config(cfg)
     if not keep_init:
-        model = without_init(model)
+        model = without_files(model)
     with DefaultScope.overwrite_default_scope(scope_of(cfg)):
         net = MODELS.build(model)
     return net if torch.cuda.is_available() else revert_sync_batchnorm(net)

@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -6,15 +7,39 @@ from torch import Tensor, nn
 from mmdfkd.adapters import Adapter, Normalizer, Observation, Targets, build_adapter
 
 
-def widths_of(adapter: Adapter, taps: Sequence[str], image_size: tuple[int, int]) -> dict[str, list[int] | int]:
-    """Channel counts of the features (``'neck'``, for a classifier ``'backbone'``; a list) and of each tap, by one forward of a blank image."""
-    net = adapter.net
-    device = next(net.parameters()).device
-    training = net.training
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode and every module of it back afterwards."""
+    modes = [(module, module.training) for module in net.modules()]
     net.eval()
-    with torch.no_grad():
-        memory = adapter.encode(torch.zeros(1, 3, *image_size, device=device), taps)
-    net.train(training)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def blank(adapter: Adapter, image_size: tuple[int, int]) -> Tensor:
+    """One black image where the network is."""
+    return torch.zeros(1, 3, *image_size, device=next(adapter.net.parameters()).device)
+
+
+def widths_of(
+    adapter: Adapter, taps: Sequence[str], image_size: tuple[int, int]
+) -> dict[str, list[int] | int]:
+    """Channel counts, by one forward of a blank image.
+
+    Args:
+        adapter (Adapter): The network.
+        taps (Sequence[str]): Modules whose outputs are wanted.
+        image_size (tuple[int, int]): Height and width in pixels.
+
+    Returns:
+        dict[str, list[int] | int]: Of the features (``'neck'``, for a classifier ``'backbone'``; a
+            list) and of each tap by its name.
+    """
+    with evaluating(adapter.net), torch.no_grad():
+        memory = adapter.encode(blank(adapter, image_size), taps)
 
     def channels(value) -> int:
         value = value[-1] if isinstance(value, (tuple, list)) else value
@@ -28,8 +53,29 @@ def widths_of(adapter: Adapter, taps: Sequence[str], image_size: tuple[int, int]
 
 
 def _tokens_last(value: Tensor) -> bool:
-    """Whether a 4-d activation is ``[B, H, W, C]``: equal strides would be odd for a map with C before H, W."""
+    """Whether a 4-d activation is ``[B, H, W, C]``: more channels than rows and columns."""
     return value.shape[1] < value.shape[-1] and value.shape[2] < value.shape[-1]
+
+
+def _whole_modules(net: nn.Module, parameters: set[str]) -> list[str]:
+    """Names of the largest modules that hold nothing but ``parameters``, and of single ones."""
+    names: list[str] = []
+
+    def visit(module: nn.Module, prefix: str) -> None:
+        for key, child in module.named_children():
+            own = {f'{prefix}{key}.{n}' for n, _ in child.named_parameters()}
+            if own and own <= parameters:
+                names.append(prefix + key)
+            elif own & parameters:
+                visit(child, f'{prefix}{key}.')
+        names.extend(
+            prefix + key
+            for key, _ in module.named_parameters(recurse=False)
+            if prefix + key in parameters
+        )
+
+    visit(net, '')
+    return names
 
 
 class Student(nn.Module):
@@ -69,18 +115,31 @@ class Student(nn.Module):
         for head in self.heads:
             head.build_aligners(mine, theirs)
 
-    def freeze_unused(self) -> list[str]:
-        """Freeze the parts of the network that no head's loss reaches, so that every trained parameter gets a gradient.
+    def freeze_unused(self, teacher: Adapter, image_size: tuple[int, int]) -> list[str]:
+        """Freeze the parts of the network that no head's loss reaches.
+
+        So every trained parameter gets a gradient in every step. What is reached is found out by one
+        step on a blank image: it depends on levels, taps and outputs that the heads compare.
+
+        Args:
+            teacher (Adapter): The teacher; its weights do not matter yet.
+            image_size (tuple[int, int]): Height and width in pixels.
 
         Returns:
-            list[str]: Names of the frozen modules.
+            list[str]: Names of the frozen modules and parameters, whole modules together.
         """
-        frozen = []
-        for name in self.adapter.unreached(self.needs_response):
-            module = self.net.get_submodule(name)
-            module.requires_grad_(False)
-            frozen.append(name)
-        return frozen
+        trained = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
+        with evaluating(self), torch.enable_grad():
+            image = blank(self.adapter, image_size)
+            observation = teacher.observe(image, self.teacher_taps, self.needs_response)
+            # A target class for heads that read one; they compare the student, not the target.
+            targets = Targets(labels=torch.zeros(1, dtype=torch.long, device=image.device))
+            total = sum(self(image, observation, targets).values())
+            grads = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+        unused = {name for name, grad in zip(trained, grads, strict=True) if grad is None}
+        for name in unused:
+            trained[name].requires_grad_(False)
+        return _whole_modules(self.net, unused)
 
     def forward(self, images: Tensor, teacher: Observation, targets: Targets) -> dict[str, Tensor]:
         """Run the student once and compare it with the teacher.
@@ -100,6 +159,8 @@ class Student(nn.Module):
         for head in self.heads:
             for name, value in head(mine, teacher, targets, images).items():
                 if name in losses:
-                    raise KeyError(f"Two distill heads report '{name}'; give one of them another name.")
+                    raise KeyError(
+                        f"Two distill heads report '{name}'; give one of them another name."
+                    )
                 losses[name] = value
         return losses

@@ -1,13 +1,15 @@
 """How a run names its student."""
 
 import copy
+import inspect
 from collections.abc import Mapping
 
 from mmengine.config import Config
 
 from mmdfkd.inheritance import shrink_config
+from mmdfkd.utils.arguments import check_arguments
 
-from .networks import load_config, model_config, without_init
+from .networks import load_config, model_config
 
 STARTS = ('inherit', 'random', 'config')
 
@@ -16,8 +18,9 @@ def student_config(spec: Mapping, teacher: Config) -> Config:
     """Resolve a run's ``student`` to a whole config.
 
     Args:
-        spec (Mapping): ``dict(type='mmdfkd.Shrunk', width=..., depth=...)`` derives it from the teacher's;
-            ``dict(config=...)`` names an existing config (a path, ``'mmdet::...'``) or holds one inline.
+        spec (Mapping): ``dict(type='mmdfkd.Shrunk', width=..., depth=...)`` derives it from the
+            teacher's; ``dict(config=...)`` names an existing config (a path, ``'mmdet::...'``) or
+            holds one inline.
         teacher (Config): The teacher's whole config.
 
     Returns:
@@ -25,25 +28,30 @@ def student_config(spec: Mapping, teacher: Config) -> Config:
 
     Raises:
         ValueError: If it says neither, or both.
+        TypeError: If it has an unknown key.
     """
     spec = dict(spec)
     kind = spec.pop('type', None)
     config = spec.pop('config', None)
     if (kind is None) == (config is None):
         raise ValueError(
-            "student takes either type='mmdfkd.Shrunk' with width and depth, or config= (a path, 'mmdet::...', or an inline config)."
+            "student takes either type='mmdfkd.Shrunk' with width and depth, or config= (a path, "
+            "'mmdet::...', or an inline config)."
         )
     if config is not None:
-        if spec:
-            raise ValueError(f'student: unknown keys {sorted(spec)} beside config and init.')
+        check_arguments('model.student with a config', spec, ('config', 'init'))
         cfg = load_config(config)
         whole = Config(dict(model=model_config(cfg).to_dict()))
         source = cfg
     else:
         if kind.rsplit('.', 1)[-1] != 'Shrunk':
-            raise ValueError(f"student: unknown type '{kind}'; only 'mmdfkd.Shrunk' is derived from the teacher.")
+            raise ValueError(
+                f"student: unknown type '{kind}'; only 'mmdfkd.Shrunk' is derived from the teacher."
+            )
+        shares = list(inspect.signature(shrink_config).parameters)[1:]
+        check_arguments('model.student of type mmdfkd.Shrunk', spec, [*shares, 'init'])
         merged = copy.deepcopy(teacher)
-        merged.model = without_init(model_config(teacher))
+        merged.model = model_config(teacher)
         whole = Config(dict(model=shrink_config(merged, **spec).to_dict()))
         source = teacher
     for key in ('default_scope', 'custom_imports'):

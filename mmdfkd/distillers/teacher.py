@@ -14,14 +14,14 @@ from .networks import build_network, load_config
 class Teacher:
     """The frozen network that is distilled.
 
-    Not an ``nn.Module``: as a child of the distiller it would be saved, averaged, re-initialised and switched
-    to train mode with it. Deep copies (an EMA's) share it.
+    Not an ``nn.Module``: as a child of the distiller it would be saved, averaged, re-initialised and
+    switched to train mode with it. Deep copies (an EMA's) share it.
 
     Args:
         config (str | dict): Its whole config.
         checkpoint (str): Its weights. Read only by :meth:`load`, so a test run needs no file.
-        input_order (str): Channel order of the images its own pipeline loads: ``'rgb'``, ``'bgr'``, or ``'auto'`` to read it
-            from the config. Defaults to ``'auto'``.
+        input_order (str): Channel order of the images its own pipeline loads: ``'rgb'``, ``'bgr'``,
+            or ``'auto'`` to read it from the config. Defaults to ``'auto'``.
     """
 
     def __init__(self, config: str | dict, checkpoint: str, input_order: str = 'auto') -> None:
@@ -58,7 +58,9 @@ class Teacher:
             RuntimeError: If its weights were never loaded: nothing is learned from random weights.
         """
         if not self.loaded:
-            raise RuntimeError("The teacher's weights are not loaded: Teacher.load() runs in init_weights().")
+            raise RuntimeError(
+                "The teacher's weights are not loaded: Teacher.load() runs in init_weights()."
+            )
         return self.adapter.observe(images, taps, respond)
 
     def __deepcopy__(self, memo: dict) -> 'Teacher':

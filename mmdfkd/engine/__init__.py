@@ -1,6 +1,12 @@
 """Hooks and optimiser constructors of a run."""
 
-from .hooks import DataAuditHook, DistillHook, StudentExportHook
+from .hooks import DataAuditHook, DistillHook, OverwriteHook, StudentExportHook
 from .optimizers import LayerDecayOptimWrapperConstructor
 
-__all__ = ['DataAuditHook', 'DistillHook', 'LayerDecayOptimWrapperConstructor', 'StudentExportHook']
+__all__ = [
+    'DataAuditHook',
+    'DistillHook',
+    'LayerDecayOptimWrapperConstructor',
+    'OverwriteHook',
+    'StudentExportHook',
+]

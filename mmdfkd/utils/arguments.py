@@ -25,20 +25,19 @@ def accepted_arguments(cls: type, start: type | None = None) -> list[str] | None
     """
     order = cls.__mro__
     names: dict[str, None] = {}
+    keeps = False
     for base in order[order.index(start or cls) :]:
-        init = base.__dict__.get('__init__')
         if base is nn.Module:
             return list(names)
-        if base is object:
-            break
-        if init is None:
+        init = base.__dict__.get('__init__')
+        if init is None or inspect.unwrap(init) is object.__init__:
             continue
         parameters = list(inspect.signature(init).parameters.values())[1:]
         names.update(dict.fromkeys(p.name for p in parameters if p.kind in _NAMED))
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-            return list(names)
-    own = any('__init__' in base.__dict__ for base in order if base is not object)
-    return None if own else list(names)
+        keeps = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        if not keeps:
+            break
+    return None if keeps else list(names)
 
 
 def check_arguments(what: str, given: Iterable[str], valid: Iterable[str]) -> None:
@@ -58,7 +57,7 @@ def check_arguments(what: str, given: Iterable[str], valid: Iterable[str]) -> No
         return
     parts = []
     for name in unknown:
-        near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, valid, n=3)
         hint = f' (did you mean {" or ".join(map(repr, near))}?)' if near else ''
         parts.append(f"'{name}'{hint}")
     takes = ', '.join(valid) or 'nothing'

@@ -1,11 +1,15 @@
 """Counts the images of any dataset that a run opens: data-free, proven."""
 
+import functools
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-IMAGE_SUFFIXES = frozenset('.bmp .gif .jpeg .jpg .npy .npz .pgm .png .ppm .tif .tiff .webp .tfrecord .mdb .parquet'.split())
+IMAGE_SUFFIXES = frozenset(
+    '.bmp .gif .jpeg .jpg .npy .npz .pgm .png .ppm .tif .tiff .webp .tfrecord .mdb .parquet'.split()
+)
 # scikit-learn's handwritten digits, and the event that the digits loader raises.
 _DIGITS_FILE = 'digits.csv.gz'
 _DIGITS_EVENT = 'mmdfkd.load_digits'
@@ -14,18 +18,21 @@ _DIGITS_EVENT = 'mmdfkd.load_digits'
 class DataAudit:
     """Counts image files opened for reading, in this process and in the workers forked from it.
 
-    Listens to the interpreter's ``open`` event (mmcv, PIL, numpy and file clients all come there), and to OpenCV's own file
-    reader, which does not. Installed once and for the life of the process, as audit hooks are; it counts
-    while it is not paused. Annotation files are noted by name in this process, where datasets
-    load them.
+    Listens to the interpreter's ``open`` event (mmcv, PIL, numpy and file clients all come there),
+    and to OpenCV's own file readers, which do not. Installed once and for the life of the process,
+    as audit hooks are; it counts while it is not paused. Annotation files are noted by name in this
+    process, where datasets load them.
+
+    A worker keeps the pause that it was forked under: one of the validation's loader never counts,
+    one of the training's always does, also what it fetches ahead while validation goes on.
     """
 
     _instance: 'DataAudit | None' = None
 
     def __init__(self) -> None:
-        # Shared with forked workers: the count, and whether validation is going on.
+        # The count is shared with forked workers; whether it is paused is each process's own.
         self._images = multiprocessing.Value('q', 0)
-        self._paused = multiprocessing.Value('b', 0)
+        self._paused = False
         self._pid = os.getpid()
         self.annotations: list[str] = []
 
@@ -59,10 +66,10 @@ class DataAudit:
 
     def pause(self, paused: bool = True) -> None:
         """Do not count while the run is validating."""
-        self._paused.value = int(paused)
+        self._paused = paused
 
     def _count(self) -> None:
-        if not self._paused.value:
+        if not self._paused:
             with self._images.get_lock():
                 self._images.value += 1
 
@@ -72,7 +79,9 @@ class DataAudit:
         if event != 'open':
             return
         path, mode, flags = args
-        if not isinstance(path, (str, bytes)) or (isinstance(mode, str) and set(mode) & set('wax+')):
+        if not isinstance(path, str | bytes | os.PathLike):
+            return
+        if isinstance(mode, str) and set(mode) & set('wax+'):
             return
         if mode is None and isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR):
             return
@@ -88,15 +97,27 @@ class DataAudit:
     def _watch_opencv(self) -> None:
         import cv2
 
-        read = cv2.imread
+        for name in ('imread', 'imreadmulti'):
+            setattr(cv2, name, self._counting(getattr(cv2, name)))
 
-        def imread(filename, *args, **kwargs):
-            self._count()
+    def _counting(self, read: Callable) -> Callable:
+        @functools.wraps(read)
+        def counted(filename, *args, **kwargs):
+            if not _is_library(str(filename)):
+                self._count()
             return read(filename, *args, **kwargs)
 
-        cv2.imread = imread
+        return counted
 
 
 def _is_library(name: str) -> bool:
-    """Whether a file belongs to an installed package (icons of a plotting library), not to a dataset."""
-    return 'site-packages' in Path(name).parts
+    """Whether a file is an installed package's own (icons of a plotting library), not a dataset's.
+
+    Packages bring datasets too, in folders that say so.
+    """
+    parts = Path(name).parts
+    for packages in ('site-packages', 'dist-packages'):
+        if packages in parts:
+            inside = parts[parts.index(packages) + 1 :]
+            return not {'data', 'datasets'} & set(inside)
+    return False

@@ -12,9 +12,29 @@ _CLEAR = (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError, Floa
 
 
 def use_all_cores() -> None:
-    """Let idle OpenMP threads sleep rather than spin, and use the cores this process may run on."""
-    threads = os.environ.get('OMP_NUM_THREADS')
-    torch.set_num_threads(int(threads) if threads else len(os.sched_getaffinity(0)))
+    """Use the cores this process may run on, unless ``OMP_NUM_THREADS`` says how many."""
+    if not os.environ.get('OMP_NUM_THREADS'):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def set_amp(optim_wrapper: dict) -> None:
+    """Turn mixed precision on in an optimiser wrapper, or in each of several by name.
+
+    Raises:
+        RuntimeError: Where no accelerator is.
+        ValueError: If a wrapper is of a type that cannot be replaced.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            '--amp needs a GPU: mixed precision gains nothing on a CPU. Leave --amp out.'
+        )
+    inner = [v for v in optim_wrapper.values() if isinstance(v, dict) and 'optimizer' in v]
+    for wrapper in [optim_wrapper] if 'optimizer' in optim_wrapper else inner:
+        kind = wrapper.get('type', 'OptimWrapper')
+        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise ValueError(f"--amp replaces the type 'OptimWrapper', not {kind!r}.")
+        wrapper['type'] = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def init_cpu_group(cfg) -> None:
@@ -42,5 +62,7 @@ def fail_clearly(main: Callable[[], None]) -> int:
             traceback.print_exc()
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f'\n{type(error).__name__}: {message}', file=sys.stderr)
+        if not os.environ.get('MMDFKD_TRACE'):
+            print('(MMDFKD_TRACE=1 shows where.)', file=sys.stderr)
         return 1
     return 0

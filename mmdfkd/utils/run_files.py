@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 STUDENT = 'student.pth'
 STUDENT_START = 'student_start.pth'
@@ -20,28 +22,57 @@ def checkpoints_in(work_dir: str | Path) -> list[Path]:
     return sorted(Path(work_dir).glob('*.pth'))
 
 
-def refuse_foreign_checkpoints(work_dir: str | Path, resume: bool, overwrite: bool) -> None:
-    """Never mix two runs: stop, or clear the way when asked to.
+def refuse_foreign_checkpoints(work_dir: str | Path) -> None:
+    """Never mix two runs.
 
     Args:
         work_dir (str | Path): The run's directory; need not exist.
-        resume (bool): The run goes on from its checkpoints.
-        overwrite (bool): Delete what an earlier run left.
 
     Raises:
-        RuntimeError: If there are checkpoints and neither is set; nothing was changed.
+        RuntimeError: If there are checkpoints.
     """
     found = checkpoints_in(work_dir)
-    if resume or not found:
-        return
-    if not overwrite:
+    if found:
         raise RuntimeError(
-            f'{work_dir} holds checkpoints of another run ({", ".join(p.name for p in found[:4])}). Continue it with --resume, '
-            'replace it with --overwrite (in other tools: --cfg-options overwrite=True), or choose another --work-dir.'
+            f'{work_dir} holds checkpoints of another run '
+            f'({", ".join(p.name for p in found[:4])}). Continue it with --resume, replace it with '
+            '--overwrite (in other tools: --cfg-options overwrite=True), or choose another '
+            '--work-dir.'
         )
-    for path in [*found, *(Path(work_dir) / name for name in (STUDENT_CONFIG, TEACHER_CONFIG, RUN, 'last_checkpoint'))]:
+
+
+def clear_run(work_dir: str | Path, needed: Iterable[str | Path] = ()) -> None:
+    """Delete what an earlier run left: its checkpoints, exports and report.
+
+    Args:
+        work_dir (str | Path): The run's directory; need not exist.
+        needed (Iterable[str | Path]): Files that the new run reads.
+
+    Raises:
+        RuntimeError: If one of those is among them; nothing was deleted.
+    """
+    found = checkpoints_in(work_dir)
+    wanted = {Path(name).resolve() for name in needed}
+    kept = [path for path in found if path.resolve() in wanted]
+    if kept:
+        raise RuntimeError(
+            f'--overwrite would delete {kept[0]}, which this run reads: choose another --work-dir.'
+        )
+    rest = (STUDENT_CONFIG, TEACHER_CONFIG, RUN, 'last_checkpoint')
+    for path in [*found, *(Path(work_dir) / name for name in rest)]:
         path.unlink(missing_ok=True)
     shutil.rmtree(Path(work_dir) / REPORT, ignore_errors=True)
+
+
+def named_files(value: Any) -> set[str]:
+    """Every string in a config that names an existing file."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif isinstance(value, str):
+        return {value} if len(value) < 4096 and os.path.isfile(value) else set()
+    elif not isinstance(value, list | tuple):
+        return set()
+    return set().union(*map(named_files, value))
 
 
 def write_json(path: str | Path, content: dict) -> None:
@@ -53,13 +84,17 @@ def write_json(path: str | Path, content: dict) -> None:
 
 
 def project_commit() -> str:
-    """Commit of the checkout that mmdfkd runs from, with ``+`` for uncommitted changes; ``'unknown'`` elsewhere."""
+    """Commit of the checkout that mmdfkd runs from, with ``+`` for uncommitted changes.
+
+    ``'unknown'`` elsewhere.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / '.git').exists():
         return 'unknown'
 
     def git(*args: str) -> str:
-        return subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True).stdout.strip()
+        command = ['git', '-C', str(root), *args]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
     commit = git('rev-parse', '--short', 'HEAD')
     changed = git('status', '--porcelain', '--untracked-files=no')

@@ -1,5 +1,6 @@
 from .audit import DataAuditHook
 from .distill import DistillHook
 from .export import StudentExportHook
+from .overwrite import OverwriteHook
 
-__all__ = ['DataAuditHook', 'DistillHook', 'StudentExportHook']
+__all__ = ['DataAuditHook', 'DistillHook', 'OverwriteHook', 'StudentExportHook']

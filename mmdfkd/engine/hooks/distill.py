@@ -5,14 +5,16 @@ import random
 import numpy as np
 import torch
 from mmengine.dist import get_rank
-from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.runner import find_latest_checkpoint
 from mmengine.runner.base_loop import BaseLoop
 
 from mmdfkd.datasets import SyntheticDataset
 from mmdfkd.distillers import DataFreeDistiller
 from mmdfkd.registry import HOOKS
 from mmdfkd.utils.run_files import refuse_foreign_checkpoints
+
+from .overwrite import OverwriteHook
 
 _STATE = 'dfkd_state'
 
@@ -25,7 +27,9 @@ def distiller_of(runner) -> DataFreeDistiller:
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if not isinstance(model, DataFreeDistiller):
-        raise TypeError(f'This hook serves a DataFreeDistiller; the run trains a {type(model).__name__}.')
+        raise TypeError(
+            f'This hook serves a DataFreeDistiller; the run trains a {type(model).__name__}.'
+        )
     return model
 
 
@@ -41,12 +45,34 @@ def step_seed(seed: int, iteration: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, iteration, rank]).generate_state(1)[0])
 
 
-@HOOKS.register_module()
-class DistillHook(Hook):
-    """Checks a run before its first step, seeds every step, and keeps the state beside the student.
+def seed_everything(seed: int, iteration: int, rank: int) -> None:
+    """Seed every global generator for one step of one process."""
+    value = step_seed(seed, iteration, rank)
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
 
-    All global generators are seeded from ``(seed, iteration, rank)`` at the start of every step, so drop path and
-    third-party code behave alike in a resumed run, and validation changes nothing.
+
+def will_resume(runner) -> bool:
+    """Whether the run goes on from a checkpoint.
+
+    ``resume`` without ``load_from`` starts afresh where the work directory has none: mmengine's
+    rule, by which one command serves every restart of a job.
+    """
+    if not runner._resume:
+        return False
+    if runner._load_from is not None or find_latest_checkpoint(runner.work_dir) is not None:
+        return True
+    runner.logger.warning(f'Nothing to resume from in {runner.work_dir}: the run starts afresh.')
+    return False
+
+
+@HOOKS.register_module()
+class DistillHook(OverwriteHook):
+    """Checks a run before its first step, seeds every step, keeps the state beside the student.
+
+    All global generators are seeded from ``(seed, iteration, rank)`` at the start of every step, so
+    drop path and third-party code behave alike in a resumed run, and validation changes nothing.
     """
 
     priority = 'VERY_HIGH'
@@ -55,59 +81,80 @@ class DistillHook(Hook):
         """Check what can be checked and tell the distiller what its start depends on.
 
         Raises:
-            ValueError: For a training set with real images, other classes, or an image size that a network cannot take.
+            ValueError: For a training set with real images, other classes, or an image size that a
+                network cannot take.
             RuntimeError: For a work directory with another run's checkpoints.
         """
         if not isinstance(runner._train_loop, BaseLoop):
             return  # testing
         distiller = distiller_of(runner)
-        resume = bool(runner._resume)
-        refuse_foreign_checkpoints(runner.work_dir, resume=resume, overwrite=bool(runner.cfg.get('overwrite', False)))
+        resuming = will_resume(runner)
+        if not (runner._resume or runner.cfg.get('overwrite')):
+            refuse_foreign_checkpoints(runner.work_dir)
         dataset = unwrapped(runner.train_dataloader.dataset)
         self._check_dataset(distiller, dataset)
         self._check_classes(distiller, runner)
         distiller.seed = runner.seed
-        distiller.image_size = getattr(dataset, 'image_size', None) or distiller.default_image_size
-        distiller.resuming = resume
+        distiller.image_size = self._image_size(distiller, dataset)
+        distiller.resuming = resuming
         self._check_size(distiller)
+        # The start depends on the seed alone, not on what was built before.
+        seed_everything(runner.seed, 0, 0)
+
+    @staticmethod
+    def _image_size(distiller: DataFreeDistiller, dataset) -> tuple[int, int]:
+        """Height and width of the images that the student is trained on."""
+        if isinstance(dataset, SyntheticDataset):
+            return dataset.image_size
+        first = dataset[0]
+        if isinstance(first, dict) and torch.is_tensor(first.get('inputs')):
+            return tuple(first['inputs'].shape[-2:])
+        return distiller.default_image_size
 
     @staticmethod
     def _check_dataset(distiller: DataFreeDistiller, dataset) -> None:
         if distiller.data_free and not isinstance(dataset, SyntheticDataset):
             raise ValueError(
-                f'The training dataset is a {type(dataset).__name__}, which reads real images, and the run is data-free. Use '
-                'mmdfkd.SyntheticDataset, or set model.data_free=False to measure a ceiling (the report will say so).'
+                f'The training dataset is a {type(dataset).__name__}, which reads real images, and '
+                'the run is data-free. Use mmdfkd.SyntheticDataset, or set model.data_free=False '
+                'to measure a ceiling (the report will say so).'
             )
 
     @staticmethod
     def _check_classes(distiller: DataFreeDistiller, runner) -> None:
-        loop = runner.val_loop if runner._val_loop is not None else None
-        meta = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
-        classes = (getattr(meta, 'metainfo', None) or {}).get('classes')
         count = distiller.teacher.adapter.num_classes
-        if classes is not None and len(classes) != count:
-            raise ValueError(f'The teacher has {count} classes and the validation dataset {len(classes)}: {tuple(classes)[:12]}.')
+        sets = {'training': runner.train_dataloader}
+        if runner._val_loop is not None:
+            sets['validation'] = runner.val_loop.dataloader
+        for name, loader in sets.items():
+            classes = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
+            if classes is not None and len(classes) != count:
+                raise ValueError(
+                    f'The teacher has {count} classes and the {name} dataset {len(classes)}: '
+                    f'{tuple(classes)[:12]}.'
+                )
 
     @staticmethod
     def _check_size(distiller: DataFreeDistiller) -> None:
-        image = torch.zeros(1, 3, *distiller.image_size, device=next(distiller.student.parameters()).device)
-        for name, adapter in (('teacher', distiller.teacher.adapter), ('student', distiller.student.adapter)):
+        device = next(distiller.student.parameters()).device
+        image = torch.zeros(1, 3, *distiller.image_size, device=device)
+        networks = dict(teacher=distiller.teacher.adapter, student=distiller.student.adapter)
+        for name, adapter in networks.items():
             training = adapter.net.training
             adapter.net.eval()
             try:
                 with torch.no_grad():
                     adapter.encode(image)
             except Exception as error:
-                raise ValueError(f'The {name} cannot take images of {distiller.image_size} px: {error}') from error
+                raise ValueError(
+                    f'The {name} cannot take images of {distiller.image_size} px: {error}'
+                ) from error
             finally:
                 adapter.net.train(training)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Seed every global generator for this step."""
-        seed = step_seed(runner.seed, runner.iter, get_rank())
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        seed_everything(runner.seed, runner.iter + 1, get_rank())
         distiller_of(runner).iteration = runner.iter
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -128,9 +175,16 @@ class DistillHook(Hook):
             return
         state = checkpoint.get(_STATE)
         if state is None:
-            raise ValueError("The checkpoint to resume from has no 'dfkd_state': it is a plain student. Use load_from, or init=<path>.")
+            raise ValueError(
+                "The checkpoint to resume from has no 'dfkd_state': it is a plain student. Use "
+                'load_from, or init=<path>.'
+            )
         if state['threads'] != torch.get_num_threads():
             runner.logger.warning(
-                f'The run was started with {state["threads"]} threads and goes on with {torch.get_num_threads()}: it will not be bit-equal.'
+                f'The run was started with {state["threads"]} threads and goes on with '
+                f'{torch.get_num_threads()}: it will not be bit-equal.'
             )
-        distiller_of(runner).load_distill_state(state)
+        distiller = distiller_of(runner)
+        # The Runner goes on with the checkpoint's seed, whatever the config says.
+        distiller.seed = state['seed']
+        distiller.resume(state)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import master_only
+from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import Hook
 
-from mmdfkd.distillers import model_config
+from mmdfkd.distillers import model_config, scope_of
 from mmdfkd.registry import HOOKS
 from mmdfkd.utils.checkpoint import save_tensors
 from mmdfkd.utils.data_audit import DataAudit
@@ -23,7 +23,7 @@ from mmdfkd.utils.run_files import (
     write_json,
 )
 
-from .distill import distiller_of
+from .distill import distiller_of, unwrapped
 
 _SAMPLES = 36
 
@@ -45,14 +45,23 @@ def _uses_own_models(value) -> bool:
     return isinstance(value, str) and value.startswith('mmdfkd.')
 
 
-def ordinary_config(model: dict, run: Config) -> Config:
-    """A config with which mmdet or mmpretrain alone runs ``model`` on the run's own test set.
+def ordinary_config(own: Config, run: Config) -> Config:
+    """A config with which mmdet or mmpretrain alone runs a network on the run's own test set.
 
     ``mmdfkd.models`` is imported only where the architecture is ours.
+
+    Args:
+        own (Config): The network's whole config.
+        run (Config): The run's.
     """
-    cfg = dict(model=_plain(model), default_scope=run.get('default_scope', 'mmdet'))
+    cfg = dict(model=_plain(model_config(own)), default_scope=scope_of(own))
+    imports = (own.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    imports = [name for name in imports if name.split('.')[0] != 'mmdfkd']
     if _uses_own_models(cfg['model']):
-        cfg['custom_imports'] = dict(imports=['mmdfkd.models'], allow_failed_imports=False)
+        imports.append('mmdfkd.models')
+    if imports:
+        cfg['custom_imports'] = dict(imports=imports, allow_failed_imports=False)
     for key in ('test_dataloader', 'test_evaluator', 'test_pipeline', 'env_cfg'):
         if run.get(key) is not None:
             cfg[key] = _plain(run[key])
@@ -60,6 +69,11 @@ def ordinary_config(model: dict, run: Config) -> Config:
         cfg['test_cfg'] = dict(type='TestLoop')
         # mm's demos and inferencers read the pipeline here.
         cfg.setdefault('test_pipeline', cfg['test_dataloader']['dataset'].get('pipeline', []))
+    # Without one mmdet's inferencer does not start.
+    kind = {'mmpretrain': 'UniversalVisualizer'}.get(cfg['default_scope'], 'DetLocalVisualizer')
+    cfg['visualizer'] = dict(
+        type=kind, vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
+    )
     cfg['load_from'] = None
     cfg['work_dir'] = None
     return Config(cfg)
@@ -69,8 +83,8 @@ def ordinary_config(model: dict, run: Config) -> Config:
 class StudentExportHook(Hook):
     """Leaves an ordinary student, and what the report needs, in the work directory.
 
-    ``student.pth`` (tensors only) with ``student_config.py``; ``student_start.pth``, the student before any step;
-    ``teacher_config.py``; a few synthetic images; ``run.json``.
+    ``student.pth`` (tensors only) with ``student_config.py``; ``student_start.pth``, the student
+    before any step; ``teacher_config.py``; a few synthetic images; ``run.json``.
     """
 
     # After the last checkpoint is written.
@@ -85,15 +99,13 @@ class StudentExportHook(Hook):
     def before_train(self, runner) -> None:
         """Keep the student as it starts."""
         self._export_configs(runner)
-        if not runner._resume:
+        if not distiller_of(runner).resuming:
             self._export(runner, STUDENT_START)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Seconds so far: a resumed run adds to them."""
         checkpoint.setdefault('dfkd_state', {})['seconds'] = self._seconds()
-        report = distiller_of(runner).inheritance_report
-        if report is not None:
-            checkpoint['dfkd_state']['inheritance'] = report.to_dict()
+        checkpoint['dfkd_state']['inheritance'] = self._inheritance(runner)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Go on from the seconds and the inheritance of the interrupted run."""
@@ -103,6 +115,11 @@ class StudentExportHook(Hook):
             self._inherited = state.get('inheritance')
 
     _inherited: dict | None = None
+
+    def _inheritance(self, runner) -> dict | None:
+        """What was inherited, by this process or before an interruption."""
+        report = distiller_of(runner).inheritance_report
+        return self._inherited if report is None else report.to_dict()
 
     def _seconds(self) -> float:
         return self._before + time.time() - self._began
@@ -114,7 +131,6 @@ class StudentExportHook(Hook):
         distiller = distiller_of(runner)
         self._export(runner, STUDENT)
         self._export_samples(runner)
-        report = distiller.inheritance_report
         cfg = runner.cfg
         write_json(
             Path(runner.work_dir) / RUN,
@@ -131,10 +147,9 @@ class StudentExportHook(Hook):
                 source=_plain(cfg.model['source']),
                 commit=project_commit(),
                 config=Path(cfg.filename or '').name,
-                command=' '.join(shlex.quote(a) for a in [Path(sys.argv[0]).name, *sys.argv[1:]]),
-                inheritance=report.to_dict() if report is not None else self._inherited,
-                dataset_classes=list(runner.train_loop.dataloader.dataset.metainfo.get('classes') or ())
-                or list(getattr(runner.val_loop.dataloader.dataset, 'metainfo', {}).get('classes') or ()),
+                command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                inheritance=self._inheritance(runner),
+                dataset_classes=self._classes(runner),
                 finished=True,
             ),
         )
@@ -144,16 +159,28 @@ class StudentExportHook(Hook):
         distiller = distiller_of(runner)
         state = {k: v.detach().cpu().clone() for k, v in distiller.student.net.state_dict().items()}
         meta = dict(seed=runner.seed, iter=runner.iter)
-        dataset_meta = getattr(runner.val_loop.dataloader.dataset, 'metainfo', None) if runner.val_loop else None
-        if dataset_meta and dataset_meta.get('classes'):
-            meta['dataset_meta'] = dict(classes=list(dataset_meta['classes']))
+        classes = self._classes(runner)
+        if classes:
+            meta['dataset_meta'] = dict(classes=classes)
         save_tensors(state, Path(runner.work_dir) / name, meta)
+
+    @staticmethod
+    def _classes(runner) -> list[str]:
+        """Class names, from the validation set or else the training set; empty where neither says."""
+        loops = [runner.val_loop] if runner._val_loop is not None else []
+        for loop in (*loops, runner.train_loop):
+            meta = getattr(unwrapped(loop.dataloader.dataset), 'metainfo', None) or {}
+            if meta.get('classes'):
+                return list(meta['classes'])
+        return []
 
     def _export_configs(self, runner) -> None:
         distiller = distiller_of(runner)
-        ordinary_config(distiller.student_cfg.model, runner.cfg).dump(Path(runner.work_dir) / STUDENT_CONFIG)
-        teacher = model_config(distiller.teacher.cfg)
-        ordinary_config(teacher, runner.cfg).dump(Path(runner.work_dir) / TEACHER_CONFIG)
+        for cfg, name in (
+            (distiller.student_cfg, STUDENT_CONFIG),
+            (distiller.teacher.cfg, TEACHER_CONFIG),
+        ):
+            ordinary_config(cfg, runner.cfg).dump(Path(runner.work_dir) / name)
 
     def _export_samples(self, runner) -> None:
         distiller = distiller_of(runner)
@@ -161,7 +188,7 @@ class StudentExportHook(Hook):
             return
         dataset = runner.train_loop.dataloader.dataset
         # Indices after the last step: what the source would draw next.
-        first = runner.iter * runner.train_loop.dataloader.batch_size
+        first = runner.iter * runner.train_loop.dataloader.batch_size * get_world_size()
         images, _ = distiller.source.draw([dataset[first + i] for i in range(_SAMPLES)])
         images = (images.cpu() * 255).round().to(torch.uint8)
         save_tensors(dict(images=images), Path(runner.work_dir) / SAMPLES, {})

@@ -1,0 +1,131 @@
+"""An interrupted run goes on bit for bit, whatever it validates in between."""
+
+import pytest
+import torch
+
+import toy
+from mmdfkd.engine.hooks.distill import step_seed
+
+SOURCE = dict(
+    type='mmdfkd.RefinedSource',
+    source=dict(
+        type='mmdfkd.PooledSource',
+        renderer=dict(type='mmdfkd.ProceduralRenderer'),
+        pool_size=8,
+        num_workers=0,
+    ),
+    priors=[dict(type='mmdfkd.TargetPrior')],
+    every=2,
+    batch=3,
+    steps=2,
+    lr=0.05,
+    share=0.5,
+    max_images=5,
+)
+
+
+def _config(folder, **changes):
+    # With drop path, which draws from the global generator in every step.
+    teacher = dict(config=toy.whole(toy.detector_model(drop_path=0.4)))
+    teacher['checkpoint'] = str(folder / 'teacher.pth')
+    settings = dict(model_source=SOURCE, model_teacher=teacher, **changes)
+    settings['model_student'] = dict(type='mmdfkd.Shrunk', width=0.5, depth=1.0, init='inherit')
+    return toy.run_config(folder, **settings)
+
+
+def _run(cfg):
+    toy.runner_of(cfg).train()
+    return torch.load(f'{cfg["work_dir"]}/iter_6.pth', weights_only=False)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('resume')
+
+
+@pytest.fixture(scope='module')
+def through(folder):
+    """Six steps in one go, nothing validated before the last."""
+    return _run(_config(folder))
+
+
+def _assert_same(a, b, where=''):
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert set(a) == set(b), where
+        for key in a:
+            _assert_same(a[key], b[key], f'{where}.{key}')
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            _assert_same(x, y, f'{where}.{i}')
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def _compare(a, b):
+    for key in ('state_dict', 'optimizer', 'param_schedulers'):
+        _assert_same(a[key], b[key], key)
+    for key in ('heads', 'source', 'seed', 'threads', 'images_read'):
+        _assert_same(a['dfkd_state'][key], b['dfkd_state'][key], key)
+
+
+def test_the_run_is_worth_comparing(folder, through):
+    """Everything that has a state moves between the third step and the sixth."""
+    half = torch.load(folder / 'run' / 'iter_3.pth', weights_only=False)
+    assert not torch.equal(*(next(iter(c['state_dict'].values())) for c in (half, through)))
+    heads = [c['dfkd_state']['heads'] for c in (half, through)]
+    assert any(not torch.equal(heads[0][k], heads[1][k]) for k in heads[0])
+    rings = [c['dfkd_state']['source']['ring'] for c in (half, through)]
+    assert len(rings[0]) and not torch.equal(rings[0], rings[1][: len(rings[0])])
+
+
+def test_resuming_equals_going_through(folder, through):
+    """With validation after every step, and another seed in the config."""
+    cfg = _config(
+        folder,
+        work_dir=str(folder / 'resumed'),
+        load_from=str(folder / 'run' / 'iter_3.pth'),
+        resume=True,
+        randomness=dict(seed=1234),
+    )
+    cfg['train_cfg'] = dict(cfg['train_cfg'], val_interval=1)
+    resumed = _run(cfg)
+    _compare(through, resumed)
+    # What was inherited, and how long that took, is still known.
+    _assert_same(through['dfkd_state']['inheritance'], resumed['dfkd_state']['inheritance'])
+    assert through['dfkd_state']['inheritance'] is not None
+    assert not (folder / 'resumed' / 'student_start.pth').exists()
+    assert (folder / 'resumed' / 'student.pth').exists()
+
+
+def test_repeating_with_other_validation_equals_it(folder, through):
+    cfg = _config(folder, work_dir=str(folder / 'again'))
+    cfg['train_cfg'] = dict(cfg['train_cfg'], val_interval=2)
+    _compare(through, _run(cfg))
+
+
+def test_resume_with_nothing_there_starts_the_student(folder, through):
+    """Not from random weights, as if a checkpoint were to come."""
+    cfg = _config(folder, work_dir=str(folder / 'fresh'), resume=True)
+    _compare(through, _run(cfg))
+    assert (folder / 'fresh' / 'student_start.pth').exists()
+
+
+def test_a_plain_student_is_nothing_to_resume_from(folder, through):
+    cfg = _config(
+        folder,
+        work_dir=str(folder / 'plain'),
+        load_from=str(folder / 'run' / 'student.pth'),
+        resume=True,
+    )
+    with pytest.raises(ValueError, match='plain student'):
+        toy.runner_of(cfg).train()
+
+
+def test_seeds_differ_by_seed_step_and_rank():
+    seeds = [step_seed(s, i, r) for s in range(5) for i in range(20) for r in range(4)]
+    assert len(set(seeds)) == len(seeds)
+    assert step_seed(1, 2, 3) == step_seed(1, 2, 3) < 2**32
