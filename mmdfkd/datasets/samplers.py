@@ -29,6 +29,9 @@ class GlobalIndexSampler(Sampler):
         self.rank, self.world_size = get_dist_info()
         self.dataset = dataset
         self.seed = seed
+        # Before the workers get their copies: pixels follow the run's seed.
+        if seed is not None and getattr(dataset, 'seed', seed) is None:
+            dataset.seed = seed
         self._skipped = 0
 
     def __iter__(self) -> Iterator[int]:

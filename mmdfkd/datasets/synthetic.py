@@ -18,7 +18,8 @@ class SyntheticDataset(Dataset):
         renderer (Mapping | None): Config of a renderer (see ``mmdfkd.datasets.renderers``), run in
             the dataloader's workers. None where the source makes or keeps its images itself: an
             item then costs nothing.
-        seed (int): Seed of the pixels, not negative.
+        seed (int | None): Seed of the pixels, not negative. None takes the run's, which
+            :class:`GlobalIndexSampler` hands on; 0 without one.
         metainfo (Mapping | None): As of any mmengine dataset, such as ``dict(classes=...)``.
         length (int): What ``len()`` says: the samples of a nominal epoch. Any index from 0 on is
             valid, since :class:`GlobalIndexSampler` never ends.
@@ -31,12 +32,12 @@ class SyntheticDataset(Dataset):
         self,
         image_size: int | Sequence[int],
         renderer: Mapping | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         metainfo: Mapping | None = None,
         length: int = 100_000,
     ) -> None:
         self.image_size = check_size(image_size)
-        if seed < 0:
+        if seed is not None and seed < 0:
             raise ValueError(f'SyntheticDataset: seed must not be negative, got {seed}.')
         if length < 1:
             raise ValueError(f'SyntheticDataset: length must be at least 1, got {length}.')
@@ -61,7 +62,7 @@ class SyntheticDataset(Dataset):
         """
         item = dict(g=int(g))
         if self.renderer is not None:
-            item['image'] = torch.as_tensor(self.renderer(self.seed, int(g), self.image_size))
+            item['image'] = torch.as_tensor(self.renderer(self.seed or 0, int(g), self.image_size))
         return item
 
 
