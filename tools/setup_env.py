@@ -129,38 +129,51 @@ class Environment:
             SetupError: If the command fails.
         """
         self.say(f'{title} (usually {usual})')
-        began = shown = time.monotonic()
         env = {**_surroundings(), 'PIP_DISABLE_PIP_VERSION_CHECK': '1', **variables}
         with open(self.log_path, 'ab') as log:
             log.write(f'\n=== {title}: {" ".join(map(str, command))}\n'.encode())
             log.flush()
-            position = log.tell()
-            process = subprocess.Popen(
-                [str(part) for part in command],
-                cwd=ROOT,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            # An exception out of a signal handler, inside Popen.wait, can leave its lock held for
+            # ever; so the handlers only take note.
+            caught = []
+            handlers = {
+                number: signal.signal(number, lambda *_: caught.append(True))
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
             try:
-                while True:
-                    try:
-                        process.wait(timeout=1.0)
-                        break
-                    except subprocess.TimeoutExpired:
-                        now = time.monotonic()
-                        if now - shown >= REPORT_EVERY:
-                            shown = now
-                            self.say(f'  ... {title}: {_clock(now - began)}{self._files(position)}')
-            except BaseException:
+                code = self._follow(title, command, env, log, caught)
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        if caught:
+            raise KeyboardInterrupt
+        if code:
+            raise SetupError(f'"{title}" failed with exit code {code}')
+
+    def _follow(self, title: str, command: list, env: dict, log, caught: list) -> int:
+        """Run a command to its end, or end it once ``caught`` is filled; its exit code."""
+        position = log.tell()
+        began = shown = time.monotonic()
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=ROOT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        while process.poll() is None:
+            if caught:
                 # The whole group: compilers that pip has started would go on for minutes.
                 os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
-                raise
-        if process.returncode:
-            raise SetupError(f'"{title}" failed with exit code {process.returncode}')
+                break
+            time.sleep(0.1)
+            now = time.monotonic()
+            if now - shown >= REPORT_EVERY:
+                shown = now
+                self.say(f'  ... {title}: {_clock(now - began)}{self._files(position)}')
+        return process.wait()
 
     def _files(self, position: int) -> str:
         """The compiler's own count of files, if the step compiles."""
