@@ -11,7 +11,7 @@ model = dict(
         type='VisionTransformer',
         arch=dict(embed_dims=128, num_layers=6, num_heads=4, feedforward_channels=512),
         img_size=32,
-        patch_size=4),
+        patch_size=8),
     head=dict(
         type='VisionTransformerClsHead',
         num_classes=10,
