@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, init_cpu_group, use_all_cores
+from mmdfkd.utils.launch import fail_clearly, init_cpu_group, read_config, use_all_cores
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,7 +33,7 @@ def main() -> None:
     if not Path(args.checkpoint).is_file() and '://' not in args.checkpoint:
         raise FileNotFoundError(f'There is no checkpoint {args.checkpoint}.')
     use_all_cores()
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)

@@ -4,10 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, init_cpu_group, set_amp, use_all_cores
+from mmdfkd.utils.launch import fail_clearly, init_cpu_group, read_config, set_amp, use_all_cores
 from mmdfkd.utils.run_files import refuse_foreign_checkpoints
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     """Build the Runner and train."""
     args = parse_args()
     use_all_cores()
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
@@ -61,7 +61,7 @@ def main() -> None:
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
     if args.amp:
-        set_amp(cfg.optim_wrapper)
+        set_amp(cfg.get('optim_wrapper') or {})
     if args.auto_scale_lr:
         if not cfg.get('auto_scale_lr'):
             raise KeyError(

@@ -20,7 +20,7 @@ from mmdfkd.utils.data_audit import DataAudit
 from mmdfkd.utils.key_report import check_keys, load_strict
 
 from .networks import build_network
-from .student import Student
+from .student import Student, evaluating
 from .student_spec import STARTS, student_config
 from .teacher import Teacher
 
@@ -185,13 +185,11 @@ class DataFreeDistiller(BaseModel):
     def _fit_aligners(self, images: Tensor) -> None:
         """Start the heads' aligners at the least-squares map between both networks' features."""
         images = images.to(next(self.student.parameters()).device)
-        training = self.student.training
-        self.student.eval()
-        mine = Observation(self.student.adapter.encode(images, self.student.taps))
-        theirs = self.teacher.observe(images, self.student.teacher_taps, respond=False)
-        for head in self.student.heads:
-            head.fit_aligners(mine, theirs)
-        self.student.train(training)
+        with evaluating(self.student):
+            mine = Observation(self.student.adapter.encode(images, self.student.taps))
+            theirs = self.teacher.observe(images, self.student.teacher_taps, respond=False)
+            for head in self.student.heads:
+                head.fit_aligners(mine, theirs)
 
     def _start_student(self, images: Tensor) -> None:
         net = self.student.net

@@ -6,15 +6,39 @@ import traceback
 from collections.abc import Callable
 
 import torch
+from mmengine.config import Config
 
 # Errors that are about the user's input: one clear message, the trace only on demand.
-_CLEAR = (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError, FloatingPointError)
+_CLEAR = (
+    OSError,
+    SyntaxError,
+    ImportError,
+    AssertionError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    FloatingPointError,
+)
 
 
 def use_all_cores() -> None:
     """Use the cores this process may run on, unless ``OMP_NUM_THREADS`` says how many."""
     if not os.environ.get('OMP_NUM_THREADS'):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def read_config(path: str) -> Config:
+    """Read a config file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        SyntaxError: If it, or one of its bases, is no Python; names it.
+    """
+    try:
+        return Config.fromfile(path)
+    except SyntaxError as error:
+        raise SyntaxError(f'{path}, or one of its _base_ files: {error}') from error
 
 
 def set_amp(optim_wrapper: dict) -> None:
@@ -40,7 +64,8 @@ def set_amp(optim_wrapper: dict) -> None:
 def init_cpu_group(cfg) -> None:
     """Join the process group over gloo when several processes are launched on CPUs.
 
-    mmengine's own launcher calls ``torch.cuda.set_device``; a group that exists already is used as it is.
+    mmengine's own launcher calls ``torch.cuda.set_device``; a group that exists already is used as
+    it is.
     """
     if cfg.get('launcher', 'none') != 'pytorch' or torch.cuda.is_available():
         return
