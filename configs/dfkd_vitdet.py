@@ -7,7 +7,7 @@ _base_ = [
 ]
 default_scope = 'mmdet'
 
-max_iters = 600
+max_iters = 1000
 image_size = 128
 procedural = dict(type='mmdfkd.ProceduralRenderer')
 pool_size = 2048
