@@ -57,14 +57,15 @@ def make_aligner(
 def fit_aligner(layer: nn.Module, inputs: Tensor, targets: Tensor, ridge: float = 1e-3) -> None:
     """Set an aligner to the ridge least-squares map from student features to the teacher's.
 
-    An inherited student's features are the teacher's in other coordinates. From an arbitrary aligner the first
-    steps would bend them to it; from the fitted one they keep what they have.
+    An inherited student's features are the teacher's in other coordinates. From an arbitrary
+    aligner the first steps would bend them to it; from the fitted one they keep what they have.
 
     Args:
         layer (nn.Module): Of :func:`make_aligner`; an identity stays as it is.
         inputs (Tensor): Student features ``[N, in]``.
         targets (Tensor): Teacher features ``[N, out]``.
-        ridge (float): Share of the mean input energy added to the normal equations. Defaults to 1e-3.
+        ridge (float): Share of the mean input energy added to the normal equations. Defaults to
+            1e-3.
     """
     if isinstance(layer, nn.Identity):
         return

@@ -109,7 +109,7 @@ class DistillHead(BaseModule):
         """
 
     def fit_aligners(self, student: Observation, teacher: Observation) -> None:
-        """Start the aligners from both networks' features on some images; once, before the first step.
+        """Start the aligners from both networks' features; once, before the first step.
 
         Args:
             student (Observation): The student as it starts, without gradient.

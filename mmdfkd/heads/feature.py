@@ -98,9 +98,7 @@ class FeatureHead(DistillHead):
             tokens_t, grid_t = self._tokens(teacher, 1, index)
             if grid_s == grid_t:
                 common = min(tokens_s.shape[1], tokens_t.shape[1])
-                fit_aligner(
-                    aligner, *(t[:, -common:].flatten(0, 1) for t in (tokens_s, tokens_t))
-                )
+                fit_aligner(aligner, *(t[:, -common:].flatten(0, 1) for t in (tokens_s, tokens_t)))
 
     def losses(
         self, student: Observation, teacher: Observation, targets: Targets, images: Tensor

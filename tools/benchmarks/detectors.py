@@ -1,9 +1,10 @@
-"""What the images and the start are worth: one detector distilled from every source and start, side by side.
+"""What images and start are worth: one detector from every source and start, side by side.
 
     python tools/benchmarks/detectors.py --preset quick
 
-Each run is the main job with another source or start; nothing else differs. A finished run is one line of
-docs/results/detectors.jsonl; a run whose line is there is not repeated, so an interrupted benchmark goes on.
+Each run is the main job with another source or start; nothing else differs. A finished run is one
+line of docs/results/detectors.jsonl; a run whose line is there is not repeated, so an interrupted
+benchmark goes on.
 """
 
 import argparse
@@ -35,10 +36,14 @@ PRESETS = dict(quick=dict(steps=300, seeds=(0,)), full=dict(steps=1000, seeds=(0
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--preset', choices=PRESETS, default='quick')
     parser.add_argument('--rows', nargs='+', choices=CONFIGS, default=list(CONFIGS))
-    parser.add_argument('--inits', nargs='+', choices=['inherit', 'random'], default=['inherit', 'random'])
+    parser.add_argument(
+        '--inits', nargs='+', choices=['inherit', 'random'], default=['inherit', 'random']
+    )
     parser.add_argument('--work-dir', default='work_dirs/benchmark_detectors')
     return parser.parse_args()
 
@@ -48,7 +53,12 @@ def done(row: str, init: str, seed: int, steps: int) -> dict | None:
     if RESULTS.is_file():
         for line in RESULTS.read_text().splitlines():
             fields = json.loads(line)
-            if (fields['row'], fields['init'], fields['seed'], fields['steps']) == (row, init, seed, steps):
+            if (fields['row'], fields['init'], fields['seed'], fields['steps']) == (
+                row,
+                init,
+                seed,
+                steps,
+            ):
                 return fields
     return None
 
@@ -63,9 +73,19 @@ def train(row: str, init: str, seed: int, steps: int, work_dir: Path) -> list[st
         f'randomness.seed={seed}',
         f'model.student.init={init}',
     ]
-    command = ['tools/train.py', CONFIGS[row], '--overwrite', '--work-dir', str(work_dir), '--cfg-options', *options]
+    command = [
+        'tools/train.py',
+        CONFIGS[row],
+        '--overwrite',
+        '--work-dir',
+        str(work_dir),
+        '--cfg-options',
+        *options,
+    ]
     with (work_dir.with_suffix('.log')).open('w') as log:
-        status = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
+        status = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+        ).returncode
     if status:
         raise RuntimeError(f'{row}, {init}: the run failed; see {work_dir.with_suffix(".log")}.')
     return command
@@ -104,33 +124,44 @@ def main() -> None:
                 command = train(row, init, seed, preset['steps'], work_dir)
                 run = json.loads((work_dir / 'run.json').read_text())
                 if teacher is None:
-                    metrics, parameters = measure(work_dir, run['teacher_checkpoint'], 'teacher_config.py')
+                    metrics, parameters = measure(
+                        work_dir, run['teacher_checkpoint'], 'teacher_config.py'
+                    )
                     teacher = (metrics['bbox_mAP'], parameters)
                 metrics, parameters = measure(work_dir, str(work_dir / 'student.pth'))
                 if row == REAL:
                     ceiling = metrics['bbox_mAP']
+                shown = ' '.join(['python', *command]).replace(str(root), args.work_dir)
                 common = dict(
                     benchmark=RESULTS.stem,
                     set='digits',
                     student=round(parameters / teacher[1], 4),
+                    init=init,
                     seed=seed,
                     teacher=teacher[0],
                     ceiling=ceiling,
                     threads=run['threads'],
                     commit=run['commit'],
+                    command=shown,
                 )
                 if init == 'inherit' and not done(START, init, seed, 0):
                     start, _ = measure(work_dir, str(work_dir / 'student_start.pth'))
-                    seconds = (run['inheritance'] or {}).get('seconds', 0)
+                    seconds = round((run['inheritance'] or {}).get('seconds', 0), 1)
                     append_result(
-                        RESULTS, row=START, init=init, metrics=start, steps=0, seconds=seconds,
-                        command=' '.join(['python', *command]), **common,
-                    )  # fmt: skip
+                        RESULTS, row=START, metrics=start, steps=0, seconds=seconds, **common
+                    )
                 append_result(
-                    RESULTS, row=row, init=init, metrics=metrics, steps=run['steps'], seconds=run['seconds'],
-                    command=' '.join(['python', *command]).replace(str(root), args.work_dir), **common,
-                )  # fmt: skip
-                print(f'{row}, {init}, seed {seed}: {metrics} (teacher {teacher[0]}, ceiling {ceiling})', flush=True)
+                    RESULTS,
+                    row=row,
+                    metrics=metrics,
+                    steps=run['steps'],
+                    seconds=run['seconds'],
+                    **common,
+                )
+                print(
+                    f'{row}, {init}, seed {seed}: {metrics} of {teacher[0]}, ceiling {ceiling}',
+                    flush=True,
+                )
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from mmdfkd.datasets.digits import write_classification  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -22,6 +23,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Write the set, or say in one line why not."""
     args = parse_args()
     try:
         write_classification(args.out, args.seed, args.size, overwrite=args.overwrite)

@@ -11,6 +11,7 @@ from mmdfkd.datasets.digits import DetectionSpec, write_detection  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     default = DetectionSpec()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -26,6 +27,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Write the set, or say in one line why not."""
     args = parse_args()
     try:
         spec = DetectionSpec(args.seed, args.train_images, args.val_images, args.size)
