@@ -1,10 +1,13 @@
 """Registry nodes of the scope ``mmdfkd``.
 
-Every node's parent is a root node of mmengine, so that both ``default_scope='mmdet'`` and ``'mmpretrain'``
-find ``mmdfkd.X``. A node opens its rooms one by one, in the order of the house, until the name is found: a
+Every node's parent is a root node of mmengine, so that both ``default_scope='mmdet'`` and
+``'mmpretrain'``
+find ``mmdfkd.X``. A node opens its rooms one by one, in the order of the house, until the name is
+found: a
 config that asks only for ``mmdfkd.ViTDet`` imports ``mmdfkd.models`` and never the distillers.
 
-Every class registered here refuses settings that it does not take and names the nearest ones it does.
+Every class registered here refuses settings that it does not take and names the nearest ones it
+does.
 """
 
 import inspect

@@ -3,13 +3,13 @@
 import inspect
 
 import pytest
+import toy
 from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-import toy
 from mmdfkd.registry import HOOKS, MODELS, RoomRegistry
 from mmdfkd.utils.arguments import accepted_arguments
 

@@ -1,4 +1,4 @@
-"""How to run one family of networks: the only place that knows an mmdet or mmpretrain model from inside."""
+"""How to run one family of networks: all that knows mmdet and mmpretrain models from inside."""
 
 from torch import nn
 
@@ -22,8 +22,8 @@ def build_adapter(net: nn.Module, normalizer: Normalizer) -> Adapter:
             return family(net, normalizer)
     known = ', '.join(f.family for f in FAMILIES)
     raise TypeError(
-        f'No adapter runs a {type(net).__name__}. Supported families: {known}. To add one, implement '
-        'mmdfkd.adapters.Adapter (docs/adding_a_family.md).'
+        f'No adapter runs a {type(net).__name__}. Supported families: {known}. To add one, '
+        'implement mmdfkd.adapters.Adapter (docs/adding_a_family.md).'
     )
 
 

@@ -54,20 +54,23 @@ class Adapter(ABC):
         return Memory(feats=feats, image_size=size, taps=caught)
 
     def propose(self, memory: Memory, targets: Targets | None = None) -> Probe | None:
-        """Choose where both networks are asked (teacher only, no gradient); None where there is nothing to choose."""
+        """Choose where both networks are asked (teacher only, no gradient); None for no choice."""
         return None
 
     @abstractmethod
     def answer(self, memory: Memory, probe: Probe | None) -> Response:
-        """Differentiable outputs at the probe, from this or (where the widths agree) the other network's memory."""
+        """Differentiable outputs at the probe.
+
+        From this or, where the widths agree, the other network's memory.
+        """
 
     @abstractmethod
     def target_loss(self, memory: Memory, targets: Targets) -> Tensor:
-        """How far the network's answer is from ``targets``, per image: ``[B]``, differentiable to the pixels."""
+        """How far each answer is from ``targets``: ``[B]``, differentiable to the pixels."""
 
     @abstractmethod
     def class_votes(self, memory: Memory) -> Tensor:
-        """How much of each class the network sees in each image: ``[B, num_classes]`` in [0, 1], without gradient."""
+        """How much of each class it sees: ``[B, num_classes]`` in [0, 1], no gradient."""
 
     @torch.no_grad()
     def observe(

@@ -30,7 +30,7 @@ class ClassifierAdapter(Adapter):
         return self.net.extract_feat(inputs)
 
     def answer(self, memory: Memory, probe: Probe | None = None) -> Response:
-        """Class logits ``[B, classes]``; the mean of both heads for a distilled DeiT, as its own evaluation does."""
+        """Class logits ``[B, classes]``; of a distilled DeiT the mean of both heads."""
         return Response(logits=self.net.head(memory.feats))
 
     def target_loss(self, memory: Memory, targets: Targets) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-# Copies of each box that its RoI loss also asks for, as (dx, dy, dw, dh) in shares of its size. All keep an
+# Copies of each box that its RoI loss also asks for, as (dx, dy, dw, dh) in shares of its size.
+# All keep an
 # IoU of at least 0.7 with it.
 _JITTER = torch.tensor(
     [
@@ -24,7 +25,8 @@ class LayoutPlan:
     """What each anchor and each RoI of one image should say.
 
     Attributes:
-        positive: Indices of anchors that belong to a box, over all levels, image-major order of the RPN's maps.
+        positive: Indices of anchors that belong to a box, over all levels, image-major order of
+            the RPN's maps.
         matched: For each positive anchor, the index of its box.
         negative: Mask of anchors that must be background.
         rois: ``[R, 4]`` xyxy pixels: every box with its jittered copies, then background boxes.
@@ -41,7 +43,7 @@ class LayoutPlan:
 
 
 def jittered(boxes: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Each of ``[N, 4]`` boxes with its fixed copies, clipped to the image: ``[N * J, 4]`` and the box of each."""
+    """Each of ``[N, 4]`` boxes with its fixed copies, clipped: ``[N * J, 4]``, and whose."""
     size = (boxes[:, 2:] - boxes[:, :2])[:, None]
     centre = (boxes[:, 2:] + boxes[:, :2])[:, None] / 2
     jitter = _JITTER.to(boxes)[None]
@@ -97,7 +99,8 @@ def plan_layout(
         anchors (Tensor): ``[A, 4]``, all levels.
         image_size (tuple[int, int]): ``(H, W)`` pixels.
         num_classes (int): Number of foreground classes.
-        positive_iou (float): Anchors above it belong to their best box, as does each box's best anchor.
+        positive_iou (float): Anchors above it belong to their best box, as does each box's best
+            anchor.
         negative_iou (float): Anchors below it are background.
     """
     if len(boxes):
@@ -105,7 +108,8 @@ def plan_layout(
         best, owner = iou.max(1)
         is_positive = best >= positive_iou
         own_iou, own = iou.max(0)
-        # Of boxes with one best anchor the one that overlaps it most gets it; one without any gets none.
+        # Of boxes with one best anchor the one that overlaps it most gets it; one without any gets
+        # none.
         for box in own_iou.argsort(stable=True).tolist():
             if own_iou[box] > 0:
                 owner[own[box]] = box

@@ -11,7 +11,8 @@ _RGB_DATASETS = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
 def loader_order(cfg: Mapping) -> str:
     """Channel order of the images that a config's own pipeline delivers: ``'bgr'`` or ``'rgb'``.
 
-    mmcv's loader gives BGR unless told otherwise; mmpretrain's CIFAR and MNIST datasets give RGB and have no loader. The
+    mmcv's loader gives BGR unless told otherwise; mmpretrain's CIFAR and MNIST datasets give RGB
+    and have no loader. The
     preprocessor alone cannot tell: ``to_rgb=False`` may mean either.
     """
     for split in ('test_dataloader', 'val_dataloader', 'train_dataloader'):
@@ -51,8 +52,10 @@ class Normalizer:
         """Read preprocessor and loader of a whole config together.
 
         Args:
-            cfg (Mapping): The whole config (the Runner merges its top-level ``data_preprocessor`` into the model).
-            input_order (str): ``'rgb'`` or ``'bgr'`` overrides what the config's loader seems to deliver.
+            cfg (Mapping): The whole config (the Runner merges its top-level ``data_preprocessor``
+                into the model).
+            input_order (str): ``'rgb'`` or ``'bgr'`` overrides what the config's loader seems to
+                deliver.
         """
         # The model's own replaces the top-level one as a whole, as in the Runner.
         pre = cfg.get('model', {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}
@@ -76,7 +79,8 @@ class Normalizer:
     def describe(self, name: str) -> None:
         """Print what the network will be fed: a wrong guess must be seen."""
         print_log(
-            f'{name}: input {self.order.upper()}, mean {self.mean.flatten().tolist()}, std {self.std.flatten().tolist()}',
+            f'{name}: input {self.order.upper()}, mean {self.mean.flatten().tolist()}, '
+            f'std {self.std.flatten().tolist()}',
             'current',
         )
 

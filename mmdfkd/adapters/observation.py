@@ -27,7 +27,8 @@ class Memory:
     """What a network computes once per image, before its predictions.
 
     Attributes:
-        feats: Detector: the pyramid, one ``[B, C, H, W]`` per level. Classifier: the backbone's outputs as
+        feats: Detector: the pyramid, one ``[B, C, H, W]`` per level. Classifier: the backbone's
+            outputs as
             mmpretrain returns them.
         image_size: ``(H, W)`` of the images in pixels.
         taps: Inner activations by the name of the module that made them.
@@ -56,9 +57,11 @@ class Response:
     """Differentiable outputs before any suppression.
 
     Attributes:
-        logits: Classifier: ``[B, classes]``. Two-stage: ``[sum K_i, classes + 1]``, background last, at the
+        logits: Classifier: ``[B, classes]``. Two-stage: ``[sum K_i, classes + 1]``, background
+            last, at the
             probe's boxes.
-        deltas: Two-stage: box regression at the probe's boxes, ``[sum K_i, 4]`` or ``[sum K_i, 4 * classes]``, in
+        deltas: Two-stage: box regression at the probe's boxes, ``[sum K_i, 4]`` or ``[sum K_i, 4 *
+            classes]``, in
             the coder's normalised units.
         dense_logits: Two-stage: RPN objectness logits, per level ``[B, A, H, W]``.
         dense_deltas: Two-stage: RPN box regression, per level ``[B, 4 * A, H, W]``.

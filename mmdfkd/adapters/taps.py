@@ -26,7 +26,8 @@ def tapped(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
             if name not in modules:
                 near = [n for n in modules if n.split('.')[-1] == name.split('.')[-1]][:8]
                 raise KeyError(
-                    f"{type(net).__name__} has no module '{name}' to tap; of that last name: {near}."
+                    f"{type(net).__name__} has no module '{name}' to tap; of that last name: "
+                    f'{near}.'
                 )
             handles.append(
                 modules[name].register_forward_hook(

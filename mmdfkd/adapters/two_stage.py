@@ -11,7 +11,7 @@ from .observation import Memory, Probe, Response, Targets
 
 
 class TwoStageAdapter(Adapter):
-    """mmdet's two-stage detectors with one RoI stage: Faster R-CNN, Mask R-CNN (its box branch), ViTDet."""
+    """mmdet's detectors with an RPN and one RoI stage: Faster R-CNN, Mask R-CNN (its boxes)."""
 
     family = 'two-stage'
 
@@ -66,7 +66,7 @@ class TwoStageAdapter(Adapter):
 
     @torch.no_grad()
     def class_votes(self, memory: Memory) -> Tensor:
-        """Per class, the highest probability that the RoI head gives it at any proposal of the image."""
+        """Per class, its highest probability at any proposal of the image."""
         probe = self.propose(memory)
         probabilities = self._roi_outputs(memory.feats, probe.boxes)[0].softmax(-1)[:, :-1]
         counts = [len(b) for b in probe.boxes]
@@ -75,7 +75,7 @@ class TwoStageAdapter(Adapter):
 
     @torch.no_grad()
     def detect(self, memory: Memory) -> list[InstanceData]:
-        """Final detections in pixels of the images: ``bboxes``, ``scores``, ``labels`` per image."""
+        """Final detections of each image: ``bboxes`` in its pixels, ``scores``, ``labels``."""
         probe = self.propose(memory)
         proposals = [
             InstanceData(bboxes=b, scores=s) for b, s in zip(probe.boxes, probe.scores, strict=True)
@@ -100,8 +100,10 @@ class TwoStageAdapter(Adapter):
     def target_loss(self, memory: Memory, targets: Targets) -> Tensor:
         """Layout loss of each image: RPN and RoI, positives and negatives in equal parts.
 
-        Not ``detector.loss()``: that detaches the proposals and samples them with the global generator.
-        Here anchors and RoIs are fixed (:func:`plan_layout`) and every term is a mean, so the loss depends
+        Not ``detector.loss()``: that detaches the proposals and samples them with the global
+        generator.
+        Here anchors and RoIs are fixed (:func:`plan_layout`) and every term is a mean, so the loss
+        depends
         neither on the resolution nor on the number of boxes.
 
         Returns:

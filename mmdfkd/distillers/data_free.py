@@ -130,7 +130,7 @@ class DataFreeDistiller(BaseModel):
     # What is saved beside the plain student ---------------------------------------------------
 
     def distill_state(self) -> dict:
-        """State of what is trained or collected beside the student, for ``dfkd_state`` in the checkpoint."""
+        """What is trained or collected beside the student, for the checkpoint."""
         return dict(heads=self.student.heads.state_dict(), source=self.source.state_dict())
 
     def resume(self, state: Mapping) -> None:
@@ -140,7 +140,8 @@ class DataFreeDistiller(BaseModel):
         self.source.load_state_dict(state['source'])
 
     def _apply(self, fn, recurse=True):
-        # .to(), .cuda(), .half() and .double() all come here; the teacher is no child and must follow.
+        # .to(), .cuda(), .half() and .double() all come here; the teacher is no child and must
+        # follow.
         super()._apply(fn, recurse)
         self.teacher.net._apply(fn)
         return self
@@ -227,7 +228,8 @@ class DataFreeDistiller(BaseModel):
         Args:
             data (Mapping): A collated batch of :class:`mmdfkd.datasets.SyntheticDataset`: lists by
                 field.
-            optim_wrapper (OptimWrapper | OptimWrapperDict): The student's, or one that has ``student``.
+            optim_wrapper (OptimWrapper | OptimWrapperDict): The student's, or one that has
+                ``student``.
 
         Returns:
             dict[str, Tensor]: For the log.

@@ -25,7 +25,8 @@ def load_config(reference: str | Mapping) -> Config:
         KeyError: If the config has no ``model``.
     """
     if isinstance(reference, Mapping):
-        # A copy with plain values: Config keeps references, and a teacher and its student must share none.
+        # A copy with plain values: Config keeps references, and a teacher and its student must
+        # share none.
         cfg = Config(copy.deepcopy(dict(reference)))
         name = 'the inline config'
     else:
@@ -83,7 +84,7 @@ def without_files(cfg: Mapping) -> ConfigDict:
 
 
 def model_config(cfg: Config) -> ConfigDict:
-    """The model of a whole config with the top-level ``data_preprocessor`` merged in, as the Runner does."""
+    """The model of a whole config, with its top-level preprocessor as the Runner merges it."""
     model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))

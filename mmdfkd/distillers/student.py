@@ -109,7 +109,7 @@ class Student(nn.Module):
         return any(head.needs.response for head in self.heads)
 
     def build_aligners(self, teacher: Adapter, image_size: tuple[int, int]) -> None:
-        """Let every head make its aligners, from the widths of both networks; before the optimiser is built."""
+        """Let every head make its aligners; before the optimiser is built."""
         mine = widths_of(self.adapter, self.taps, image_size)
         theirs = widths_of(teacher, self.teacher_taps, image_size)
         for head in self.heads:
@@ -118,7 +118,8 @@ class Student(nn.Module):
     def freeze_unused(self, teacher: Adapter, image_size: tuple[int, int]) -> list[str]:
         """Freeze the parts of the network that no head's loss reaches.
 
-        So every trained parameter gets a gradient in every step. What is reached is found out by one
+        So every trained parameter gets a gradient in every step. What is reached is found out by
+        one
         step on a blank image: it depends on levels, taps and outputs that the heads compare.
 
         Args:

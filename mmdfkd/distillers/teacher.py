@@ -14,7 +14,8 @@ from .networks import build_network, load_config
 class Teacher:
     """The frozen network that is distilled.
 
-    Not an ``nn.Module``: as a child of the distiller it would be saved, averaged, re-initialised and
+    Not an ``nn.Module``: as a child of the distiller it would be saved, averaged, re-initialised
+    and
     switched to train mode with it. Deep copies (an EMA's) share it.
 
     Args:

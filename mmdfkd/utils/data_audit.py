@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 IMAGE_SUFFIXES = frozenset(
-    '.bmp .gif .jpeg .jpg .npy .npz .pgm .png .ppm .tif .tiff .webp .tfrecord .mdb .parquet'.split()
+    {'.bmp', '.gif', '.jpeg', '.jpg', '.mdb', '.npy', '.npz', '.parquet'}
+    | {'.pgm', '.png', '.ppm', '.tfrecord', '.tif', '.tiff', '.webp'}
 )
 # scikit-learn's handwritten digits, and the event that the digits loader raises.
 _DIGITS_FILE = 'digits.csv.gz'
@@ -87,9 +88,8 @@ class DataAudit:
             return
         name = os.fsdecode(path)
         suffix = os.path.splitext(name)[1].lower()
-        if os.path.basename(name) == _DIGITS_FILE:
-            self._count()
-        elif suffix in IMAGE_SUFFIXES and not _is_library(name):
+        is_image = suffix in IMAGE_SUFFIXES and not _is_library(name)
+        if is_image or os.path.basename(name) == _DIGITS_FILE:
             self._count()
         elif suffix == '.json' and 'annotation' in name and os.getpid() == self._pid:
             self.annotations.append(name)

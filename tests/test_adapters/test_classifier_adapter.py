@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 import toy
+
 from mmdfkd.adapters import Normalizer, Targets, build_adapter
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import toy
 from mmdet.models import DetDataPreprocessor
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmpretrain.models import ClsDataPreprocessor
 
-import toy
 from mmdfkd.adapters import Normalizer
 
 MEAN, STD = [10.0, 100.0, 200.0], [50.0, 60.0, 70.0]

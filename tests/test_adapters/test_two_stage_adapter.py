@@ -1,12 +1,12 @@
-"""The adapter runs a two-stage detector as mmdet itself does, and its layout loss reaches pixels."""
+"""The adapter runs a detector as mmdet itself does, and its layout loss reaches the pixels."""
 
 import numpy as np
 import pytest
 import torch
+import toy
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
 
-import toy
 from mmdfkd.adapters import Normalizer, Targets, TwoStageAdapter, build_adapter
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+import toy
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 
-import toy
 from mmdfkd.utils.key_report import CheckpointMismatchError
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+import toy
 from mmengine.config import Config
 
-import toy
 from mmdfkd.distillers import build_network, load_config, model_config
 from mmdfkd.distillers.networks import without_files
 from mmdfkd.distillers.student_spec import student_config

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+import toy
 from mmengine.registry import MODELS
 
-import toy
 from mmdfkd.adapters import Targets
 from mmdfkd.distillers.student import widths_of
 

@@ -5,9 +5,9 @@ import os
 
 import pytest
 import torch
+import toy
 from mmengine.registry import MODELS
 
-import toy
 from mmdfkd.adapters import build_adapter
 from mmdfkd.distillers import DataFreeDistiller, Teacher
 from mmdfkd.utils.checkpoint import CheckpointError, UnsafeCheckpointError

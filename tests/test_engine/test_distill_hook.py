@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+import toy
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
 
-import toy
 from mmdfkd.heads.base import DistillHead
 from mmdfkd.registry import MODELS
 from mmdfkd.utils.data_audit import DataAudit

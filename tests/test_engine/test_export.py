@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+import toy
 from mmengine.config import Config
 
-import toy
 from mmdfkd.engine.hooks.export import ordinary_config
 
 

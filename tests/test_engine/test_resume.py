@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 import toy
+
 from mmdfkd.engine.hooks.distill import step_seed
 
 SOURCE = dict(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 import toy
+
 from mmdfkd.utils.launch import fail_clearly
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-import toy
 from mmdfkd.utils.launch import set_amp
 
 ROOT = Path(__file__).resolve().parents[2]

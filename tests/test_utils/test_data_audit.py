@@ -45,7 +45,7 @@ def files(tmp_path_factory):
         lambda path: Path(path).read_bytes(),
         lambda path: io.FileIO(path).read(),
         lambda path: os.close(os.open(path, os.O_RDONLY)),
-        lambda path: open(os.fsencode(path), 'rb').read(),
+        lambda path: open(os.fsencode(path), 'rb').close(),
     ],
     ids=['mmcv', 'pipeline', 'cv2', 'PIL', 'pathlib', 'FileIO', 'os.open', 'bytes'],
 )

@@ -10,7 +10,8 @@ _KEY = 'images_read'
 class DataAuditHook(Hook):
     """Keeps validation out of the count of images read, and the count in the checkpoints.
 
-    The audit itself listens from the moment the distiller is built; see :class:`mmdfkd.utils.data_audit.DataAudit`.
+    The audit itself listens from the moment the distiller is built; see
+    :class:`mmdfkd.utils.data_audit.DataAudit`.
     """
 
     priority = 'VERY_HIGH'

@@ -166,7 +166,7 @@ class StudentExportHook(Hook):
 
     @staticmethod
     def _classes(runner) -> list[str]:
-        """Class names, from the validation set or else the training set; empty where neither says."""
+        """Class names of the validation or else the training set; empty where neither says."""
         loops = [runner.val_loop] if runner._val_loop is not None else []
         for loop in (*loops, runner.train_loop):
             meta = getattr(unwrapped(loop.dataloader.dataset), 'metainfo', None) or {}
