@@ -367,9 +367,8 @@ def runner_of(cfg: dict):
     from mmengine.runner import Runner
 
     runner_of.count += 1
-    return Runner.from_cfg(
-        Config(dict(copy.deepcopy(cfg), experiment_name=f'toy{runner_of.count}'))
-    )
+    cfg = dict(copy.deepcopy(cfg), experiment_name=f'toy{runner_of.count}')
+    return Runner.from_cfg(_fast(cfg))
 
 
 runner_of.count = 0
@@ -377,5 +376,10 @@ runner_of.count = 0
 
 def write_config(cfg: dict, path: Path) -> Path:
     """Write a config file that the tools can read."""
-    Config(cfg).dump(path)
+    _fast(cfg).dump(path)
     return path
+
+
+def _fast(cfg: dict) -> Config:
+    # Formatting the text of a config, at every checkpoint, takes most of a tiny run.
+    return Config(dict(cfg), format_python_code=False)
