@@ -27,6 +27,9 @@ model = dict(
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
+    # Said here because mmpretrain's own tool has other defaults.
+    persistent_workers=False,
+    collate_fn=dict(type='pseudo_collate'),
     sampler=dict(type='mmdfkd.GlobalIndexSampler'),
     dataset=dict(
         type='mmdfkd.SyntheticDataset',

@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def class_names(checkpoint: Mapping) -> dict:
-    """The classes that a checkpoint was trained for, as ``dict(dataset_meta=...)``; {} if unknown."""
+    """The classes that a checkpoint was trained for, as its ``dataset_meta``; {} if unknown."""
     meta = checkpoint.get('meta')
     dataset = (meta.get('dataset_meta') if isinstance(meta, Mapping) else None) or {}
     classes = dataset.get('classes') or dataset.get('CLASSES')
@@ -60,8 +60,8 @@ def publish(
         weights[key] = value.to(dtype) if value.is_floating_point() else value
         if value.is_floating_point() and not weights[key].isfinite().all():
             raise ValueError(
-                f'{source}: {key} is not finite in {str(dtype).removeprefix("torch.")} (its largest '
-                f'value is {value.abs().max().item():.3g}); publish with --dtype float32.'
+                f'{source}: {key} is not finite in {str(dtype).removeprefix("torch.")} (its '
+                f'largest value is {value.abs().max().item():.3g}); publish with --dtype float32.'
             )
     save_tensors(weights, out, class_names(checkpoint))
     return weights
