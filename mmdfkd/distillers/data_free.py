@@ -250,12 +250,14 @@ class DataFreeDistiller(BaseModel):
         device = next(self.student.parameters()).device
         images, targets = self.source.draw(items)
         images = images.to(device)
-        observation = self.teacher.observe(
-            images, self.student.teacher_taps, self.student.needs_response
-        )
         for head in self.student.heads:
             head.set_iteration(self.iteration)
+
+        # The teacher too: under mixed precision it is the larger part of a step.
         with wrapper.optim_context(self.student):
+            observation = self.teacher.observe(
+                images, self.student.teacher_taps, self.student.needs_response
+            )
             losses = self.student(images, observation, targets)
             total, log = self.parse_losses(losses)
         self._check_finite(losses)
