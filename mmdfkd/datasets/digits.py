@@ -11,6 +11,7 @@ This module is evaluation material: the synthetic image sources import nothing f
 imports nothing from them.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -600,8 +601,6 @@ def _start_worker(
 ) -> None:
     global _worker
     _worker = (spec, root, handwriting, parts)
-    # The pool is the parallelism; OpenCV's own threads would only fight over the cores.
-    cv2.setNumThreads(1)
 
 
 def _file_name(index: int) -> str:
@@ -698,19 +697,18 @@ def write_detection(
         report(f'Drawing {len(jobs)} images of {spec.size} px')
         images: dict[str, dict[int, list[dict[str, Any]]]] = {split: {} for split in SPLITS}
         state = (spec, root, handwriting, parts)
-        if workers > 0:
-            with multiprocessing.Pool(workers, _start_worker, state) as pool:
+        with contextlib.ExitStack() as stack:
+            # Before the fork: a child that stops threads it did not inherit waits for ever.
+            stack.callback(cv2.setNumThreads, cv2.getNumThreads())
+            cv2.setNumThreads(0)
+            if workers > 0:
+                pool = stack.enter_context(multiprocessing.Pool(workers, _start_worker, state))
                 made = pool.imap_unordered(_make_image, jobs, chunksize=25)
-                for split, index, digits in _progress(made, len(jobs), report):
-                    images[split][index] = digits
-        else:
-            threads = cv2.getNumThreads()
-            _start_worker(*state)
-            try:
-                for split, index, digits in _progress(map(_make_image, jobs), len(jobs), report):
-                    images[split][index] = digits
-            finally:
-                cv2.setNumThreads(threads)
+            else:
+                _start_worker(*state)
+                made = map(_make_image, jobs)
+            for split, index, digits in _progress(made, len(jobs), report):
+                images[split][index] = digits
         for split in SPLITS:
             path = root / 'annotations' / f'instances_{split}.json'
             path.write_text(json.dumps(_coco(spec, split, images[split])))

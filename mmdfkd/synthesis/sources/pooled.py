@@ -1,7 +1,6 @@
 import time
 from collections.abc import Mapping
 
-import cv2
 import numpy as np
 import torch
 from mmengine.logging import print_log
@@ -12,14 +11,10 @@ from mmdfkd.adapters.base import Adapter
 from mmdfkd.adapters.observation import Targets
 from mmdfkd.datasets.synthetic import SyntheticDataset
 from mmdfkd.registry import MODELS, TASK_UTILS
+from mmdfkd.utils.opencv import single_threaded_opencv
 
 from ..frozen import frozen
 from .base import SyntheticSource
-
-
-def _single_thread(worker: int) -> None:
-    # The workers are the parallelism; OpenCV's own threads would only fight over the cores.
-    cv2.setNumThreads(0)
 
 
 @MODELS.register_module()
@@ -112,13 +107,12 @@ class PooledSource(SyntheticSource):
             dataset,
             self.batch_size,
             num_workers=self.num_workers,
-            worker_init_fn=_single_thread,
             # Of its own: a loader draws its workers' base seed from the global generator otherwise.
             generator=torch.Generator(),
         )
         done, told = 0, start
         # Both at once: the workers render while the teacher scores.
-        with frozen(teacher.net), torch.no_grad():
+        with single_threaded_opencv(), frozen(teacher.net), torch.no_grad():
             for batch in loader:
                 images = batch['image']
                 self.pool[done : done + len(images)] = images
