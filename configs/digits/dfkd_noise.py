@@ -2,6 +2,4 @@
 _base_ = '../dfkd_vitdet.py'
 model = dict(source=dict(_delete_=True, type='mmdfkd.RenderedSource'))
 train_dataloader = dict(
-    num_workers=1,
-    persistent_workers=True,
-    dataset=dict(renderer=dict(type='mmdfkd.NoiseRenderer')))
+    num_workers=1, persistent_workers=True, dataset=dict(renderer=_base_.noise))
