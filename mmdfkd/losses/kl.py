@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_logits
 from .reduce import at_least_float32, weighted_mean
 
 
@@ -33,7 +34,7 @@ def kl_divergence(
     Raises:
         ValueError: On unequal shapes, a temperature that is not positive or an unknown reduction.
     """
-    _check(student_logits, teacher_logits, temperature)
+    check_logits(student_logits, teacher_logits, temperature)
     if reduction not in ('batchmean', 'numel', 'none'):
         raise ValueError(f"reduction must be 'batchmean', 'numel' or 'none', not {reduction!r}.")
     log_s = (at_least_float32(student_logits) / temperature).log_softmax(-1)
@@ -69,7 +70,7 @@ def bce_with_soft_targets(
     Raises:
         ValueError: On unequal shapes or a temperature that is not positive.
     """
-    _check(student_logits, teacher_logits, temperature)
+    check_logits(student_logits, teacher_logits, temperature)
     z_s = at_least_float32(student_logits) / temperature
     q = (at_least_float32(teacher_logits.detach()) / temperature).sigmoid().to(z_s)
     bce = F.binary_cross_entropy_with_logits(z_s, q, reduction='none')
@@ -99,20 +100,9 @@ def binary_kl(
     Raises:
         ValueError: On unequal shapes or a temperature that is not positive.
     """
-    _check(student_logits, teacher_logits, temperature)
+    check_logits(student_logits, teacher_logits, temperature)
     z_s = at_least_float32(student_logits) / temperature
     z_t = at_least_float32(teacher_logits.detach()) / temperature
     on = z_t.sigmoid() * (F.logsigmoid(z_t) - F.logsigmoid(z_s))
     off = (-z_t).sigmoid() * (F.logsigmoid(-z_t) - F.logsigmoid(-z_s))
     return temperature**2 * weighted_mean(on + off, weight)
-
-
-def _check(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"The student's logits {tuple(student_logits.shape)} and the teacher's "
-            f'{tuple(teacher_logits.shape)} must have one shape: same classes (or anchors), same '
-            'places.'
-        )
-    if temperature <= 0:
-        raise ValueError(f'The temperature must be positive, not {temperature}.')
