@@ -1,12 +1,11 @@
 """Cosine relations between vectors."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .reduce import at_least_float32, weighted_mean
 
-_EPS = 1e-6  # only for vectors of no length
+_EPS = 1e-6  # length below which a vector has no direction
 
 
 def cosine_gram(x: Tensor) -> Tensor:
@@ -19,10 +18,13 @@ def cosine_gram(x: Tensor) -> Tensor:
         x (Tensor): ``[..., n, D]``.
 
     Returns:
-        Tensor: ``[..., n, n]`` in [-1, 1].
+        Tensor: ``[..., n, n]`` in [-1, 1]; 0, without gradient, for rows of no length.
     """
     with torch.autocast(x.device.type, enabled=False):
-        x = F.normalize(at_least_float32(x), dim=-1, eps=_EPS)
+        x = at_least_float32(x)
+        length = x.norm(dim=-1, keepdim=True)
+        # No direction, no relation, and no gradient of 1 / eps.
+        x = torch.where(length > _EPS, x / length.clamp_min(_EPS), torch.zeros_like(x))
         return x @ x.transpose(-1, -2)
 
 
