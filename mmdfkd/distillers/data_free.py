@@ -1,7 +1,9 @@
 """The distiller: one training step, and nothing else."""
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from mmengine.logging import print_log
@@ -110,6 +112,8 @@ class DataFreeDistiller(BaseModel):
         self.iteration: int | None = None
         self.resuming = False
         self.inheritance_report: InheritanceReport | None = None
+        # What the source took to prepare and refresh, in this process.
+        self.synthesis_seconds = 0.0
 
         self._register_state_dict_hook(_plain_student)
         self._register_load_state_dict_pre_hook(_read_plain_student, with_module=True)
@@ -177,18 +181,26 @@ class DataFreeDistiller(BaseModel):
 
     def _prepare_source(self) -> None:
         device = next(self.student.parameters()).device
-        with torch.no_grad():
+        with torch.no_grad(), self._synthesis():
             self.source.prepare(
                 self.teacher.adapter, seed=self.seed, image_size=self.image_size, device=device
             )
+
+    @contextmanager
+    def _synthesis(self) -> Iterator[None]:
+        """Count the seconds spent on images that are not simply drawn."""
+        began = time.perf_counter()
+        yield
+        self.synthesis_seconds += time.perf_counter() - began
 
     @torch.no_grad()
     def _fit_aligners(self, images: Tensor) -> None:
         """Start the heads' aligners at the least-squares map between both networks' features."""
         images = images.to(next(self.student.parameters()).device)
         with evaluating(self.student):
-            mine = Observation(self.student.adapter.encode(images, self.student.taps))
-            theirs = self.teacher.observe(images, self.student.teacher_taps, respond=False)
+            needs = self.student.needs
+            mine = Observation(self.student.adapter.encode(images, needs.taps_student))
+            theirs = self.teacher.observe(images, needs.taps_teacher, respond=False)
             for head in self.student.heads:
                 head.fit_aligners(mine, theirs)
 
@@ -202,6 +214,8 @@ class DataFreeDistiller(BaseModel):
                 method=self.inheritance_cfg['method'],
             )
             print_log(str(self.inheritance_report), 'current')
+            for head in self.student.heads:
+                head.start_from(self.inheritance_report)
         elif self.init in STARTS:
             net.init_weights()
         else:
@@ -243,7 +257,8 @@ class DataFreeDistiller(BaseModel):
             )
         several = isinstance(optim_wrapper, OptimWrapperDict)
         wrapper = optim_wrapper['student'] if several else optim_wrapper
-        fresh = self.source.refresh(self.teacher.adapter, self.student.adapter, self.iteration)
+        with self._synthesis():
+            fresh = self.source.refresh(self.teacher.adapter, self.student.adapter, self.iteration)
         items = [
             dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)
         ]
@@ -255,9 +270,8 @@ class DataFreeDistiller(BaseModel):
 
         # The teacher too: under mixed precision it is the larger part of a step.
         with wrapper.optim_context(self.student):
-            observation = self.teacher.observe(
-                images, self.student.teacher_taps, self.student.needs_response
-            )
+            needs = self.student.active_needs
+            observation = self.teacher.observe(images, needs.taps_teacher, needs.teacher_response)
             losses = self.student(images, observation, targets)
             total, log = self.parse_losses(losses)
         self._check_finite(losses)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdfkd.adapters import Adapter, Normalizer, Observation, Targets, build_adapter
+from mmdfkd.heads import DistillHead, Needs
 
 
 @contextmanager
@@ -84,43 +85,74 @@ class Student(nn.Module):
     Args:
         net (nn.Module): An ordinary mmdet or mmpretrain model.
         normalizer (Normalizer): From images in [0, 1] to its input.
-        heads (Sequence[nn.Module]): Distill heads.
+        heads (Sequence[DistillHead]): Distill heads.
     """
 
-    def __init__(self, net: nn.Module, normalizer: Normalizer, heads: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, net: nn.Module, normalizer: Normalizer, heads: Sequence[DistillHead]
+    ) -> None:
         super().__init__()
         self.net = net
         self.heads = nn.ModuleList(heads)
         self.adapter = build_adapter(net, normalizer)
 
     @property
-    def taps(self) -> tuple[str, ...]:
-        """Inner activations of the student that some head needs, each once."""
-        return tuple(dict.fromkeys(t for head in self.heads for t in head.needs.taps_student))
+    def needs(self) -> Needs:
+        """What all heads need together."""
+        return Needs.together(head.needs for head in self.heads)
 
     @property
-    def teacher_taps(self) -> tuple[str, ...]:
-        """Inner activations of the teacher that some head needs, each once."""
-        return tuple(dict.fromkeys(t for head in self.heads for t in head.needs.taps_teacher))
-
-    @property
-    def needs_response(self) -> bool:
-        """Whether some head compares outputs at the teacher's probe."""
-        return any(head.needs.response for head in self.heads)
+    def active_needs(self) -> Needs:
+        """What those heads need together that have a say at this iteration."""
+        return Needs.together(head.needs for head in self.heads if head.active)
 
     def build_aligners(self, teacher: Adapter, image_size: tuple[int, int]) -> None:
         """Let every head make its aligners; before the optimiser is built."""
-        mine = widths_of(self.adapter, self.taps, image_size)
-        theirs = widths_of(teacher, self.teacher_taps, image_size)
+        for head in self.heads:
+            head.bind(self.net, teacher.net)
+        needs = self.needs
+        mine = widths_of(self.adapter, needs.taps_student, image_size)
+        theirs = widths_of(teacher, needs.taps_teacher, image_size)
         for head in self.heads:
             head.build_aligners(mine, theirs)
+
+    def unreached(
+        self,
+        teacher: Adapter,
+        image_size: tuple[int, int],
+        heads: Sequence[DistillHead] | None = None,
+    ) -> dict[str, nn.Parameter]:
+        """Trained parameters of the network that no loss of the heads reaches.
+
+        Found out by one step on a blank image: it depends on levels, taps and outputs that the
+        heads compare. Schedules play no part.
+
+        Args:
+            teacher (Adapter): The teacher; its weights do not matter yet.
+            image_size (tuple[int, int]): Height and width in pixels.
+            heads (Sequence[DistillHead], optional): Of which heads. Defaults to all.
+
+        Returns:
+            dict[str, nn.Parameter]: By their names in the plain network.
+        """
+        heads = list(self.heads if heads is None else heads)
+        trained = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
+        if not heads:
+            return trained
+        needs = Needs.together(head.needs for head in heads)
+        with evaluating(self), torch.enable_grad():
+            image = blank(self.adapter, image_size)
+            observation = teacher.observe(image, needs.taps_teacher, needs.teacher_response)
+            # A target class for heads that read one; they compare the student, not the target.
+            targets = Targets(labels=torch.zeros(1, dtype=torch.long, device=image.device))
+            total = sum(self._losses(image, observation, targets, heads).values())
+            grads = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+        return {n: trained[n] for n, grad in zip(trained, grads, strict=True) if grad is None}
 
     def freeze_unused(self, teacher: Adapter, image_size: tuple[int, int]) -> list[str]:
         """Freeze the parts of the network that no head's loss reaches.
 
-        So every trained parameter gets a gradient in every step. What is reached is found out by
-        one
-        step on a blank image: it depends on levels, taps and outputs that the heads compare.
+        So every trained parameter gets a gradient in every step.
 
         Args:
             teacher (Adapter): The teacher; its weights do not matter yet.
@@ -129,35 +161,42 @@ class Student(nn.Module):
         Returns:
             list[str]: Names of the frozen modules and parameters, whole modules together.
         """
-        trained = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
-        with evaluating(self), torch.enable_grad():
-            image = blank(self.adapter, image_size)
-            observation = teacher.observe(image, self.teacher_taps, self.needs_response)
-            # A target class for heads that read one; they compare the student, not the target.
-            targets = Targets(labels=torch.zeros(1, dtype=torch.long, device=image.device))
-            total = sum(self(image, observation, targets).values())
-            grads = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
-        unused = {name for name, grad in zip(trained, grads, strict=True) if grad is None}
-        for name in unused:
-            trained[name].requires_grad_(False)
-        return _whole_modules(self.net, unused)
+        unused = self.unreached(teacher, image_size)
+        for parameter in unused.values():
+            parameter.requires_grad_(False)
+        return _whole_modules(self.net, set(unused))
 
     def forward(self, images: Tensor, teacher: Observation, targets: Targets) -> dict[str, Tensor]:
         """Run the student once and compare it with the teacher.
 
+        Heads without a say at this iteration are not run. Where that is by their schedule, what is
+        trained still gets a gradient, of zero, as if they had been.
+
         Args:
             images (Tensor): RGB in [0, 1], ``[B, 3, H, W]``.
-            teacher (Observation): What the teacher said about them.
+            teacher (Observation): What the teacher said about them; what :attr:`active_needs` asks.
             targets (Targets): What they were meant to show.
 
         Returns:
             dict[str, Tensor]: Scalars ``loss_*``.
         """
-        memory = self.adapter.encode(images, self.taps)
-        response = self.adapter.answer(memory, teacher.probe) if self.needs_response else None
+        losses = self._losses(images, teacher, targets, [h for h in self.heads if h.active])
+        if any(not head.active and not head.resting for head in self.heads):
+            name = next(iter(losses), 'loss_idle')
+            # One value of each parameter is enough for a gradient of its shape.
+            zero = sum(p.flatten()[0] for p in self.parameters() if p.requires_grad) * 0.0
+            losses[name] = losses.get(name, 0.0) + zero
+        return losses
+
+    def _losses(
+        self, images: Tensor, teacher: Observation, targets: Targets, heads: Sequence[DistillHead]
+    ) -> dict[str, Tensor]:
+        needs = Needs.together(head.needs for head in heads)
+        memory = self.adapter.encode(images, needs.taps_student)
+        response = self.adapter.answer(memory, teacher.probe) if needs.response else None
         mine = Observation(memory, teacher.probe, response)
         losses: dict[str, Tensor] = {}
-        for head in self.heads:
+        for head in heads:
             for name, value in head(mine, teacher, targets, images).items():
                 if name in losses:
                     raise KeyError(

@@ -1,11 +1,18 @@
 """Hooks and optimiser constructors of a run."""
 
-from .hooks import DataAuditHook, DistillHook, OverwriteHook, StudentExportHook
+from .hooks import (
+    DataAuditHook,
+    DistillHook,
+    FeaturesFirstHook,
+    OverwriteHook,
+    StudentExportHook,
+)
 from .optimizers import LayerDecayOptimWrapperConstructor
 
 __all__ = [
     'DataAuditHook',
     'DistillHook',
+    'FeaturesFirstHook',
     'LayerDecayOptimWrapperConstructor',
     'OverwriteHook',
     'StudentExportHook',

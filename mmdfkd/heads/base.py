@@ -1,11 +1,12 @@
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdfkd.adapters import Observation, Response, Targets
+from mmdfkd.inheritance import InheritanceReport
 
 
 class Ramp(NamedTuple):
@@ -29,13 +30,28 @@ class Needs(NamedTuple):
 
     Attributes:
         response: Whether it reads ``response`` of both observations.
-        taps_student: Modules of the student whose outputs it reads.
-        taps_teacher: Modules of the teacher whose outputs it reads.
+        taps_student: Modules of the student whose outputs it reads; ``<name>:input`` for what
+            enters one.
+        taps_teacher: Likewise of the teacher.
+        teacher_response: Whether it reads ``response`` of the teacher's observation, if not of
+            both.
     """
 
     response: bool = False
     taps_student: tuple[str, ...] = ()
     taps_teacher: tuple[str, ...] = ()
+    teacher_response: bool = False
+
+    @classmethod
+    def together(cls, needs: Iterable['Needs']) -> 'Needs':
+        """What several heads need, each thing once."""
+        needs = list(needs)
+        return cls(
+            response=any(n.response for n in needs),
+            taps_student=tuple(dict.fromkeys(tap for n in needs for tap in n.taps_student)),
+            taps_teacher=tuple(dict.fromkeys(tap for n in needs for tap in n.taps_teacher)),
+            teacher_response=any(n.response or n.teacher_response for n in needs),
+        )
 
 
 class DistillHead(BaseModule):
@@ -47,6 +63,7 @@ class DistillHead(BaseModule):
 
     Attributes:
         needs (Needs): What it must be given; nothing beside the memories unless a subclass says so.
+        resting (bool): Set from outside while the head is to cost nothing, whatever its schedule.
 
     Args:
         loss_weight (float): Factor of all its losses. Defaults to 1.
@@ -74,6 +91,7 @@ class DistillHead(BaseModule):
         self.loss_weight = loss_weight
         self.name = name
         self.iteration = 0
+        self.resting = False
         self.schedule = None
         if schedule is not None:
             keys = set(schedule)
@@ -99,6 +117,22 @@ class DistillHead(BaseModule):
         ramp = 1.0 if self.schedule is None else self.schedule.at(self.iteration)
         return self.loss_weight * ramp
 
+    @property
+    def active(self) -> bool:
+        """Whether it has a say at this iteration; if not, it is not run and needs nothing."""
+        return not self.resting and self.factor != 0
+
+    def bind(self, student: nn.Module, teacher: nn.Module) -> None:
+        """See both networks, once, before :meth:`build_aligners`.
+
+        For a head that runs parts of the student by itself. It must not register them as its own
+        children: what a head holds is trained, saved and dropped as a head's.
+
+        Args:
+            student (nn.Module): The plain student, not yet started.
+            teacher (nn.Module): The teacher; its weights are not loaded yet.
+        """
+
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
         """Create the layers between both networks' widths; once, before optimisers are built.
 
@@ -106,6 +140,13 @@ class DistillHead(BaseModule):
             student_widths (Mapping): Channels by place: ``'neck'`` to one number per feature of the
                 memory, a tap's name to one number.
             teacher_widths (Mapping): Likewise for the teacher.
+        """
+
+    def start_from(self, report: InheritanceReport) -> None:
+        """Learn what the student kept of its teacher; once, before :meth:`fit_aligners`.
+
+        Called for inherited students only, and not where a run is resumed: what follows from it
+        belongs into the head's ``state_dict``.
         """
 
     def fit_aligners(self, student: Observation, teacher: Observation) -> None:

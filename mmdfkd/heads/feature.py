@@ -78,7 +78,7 @@ class FeatureHead(DistillHead):
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
         """One linear layer per pair."""
-        _, own, other = self.needs
+        own, other = self.needs.taps_student, self.needs.taps_teacher
         if own:
             pairs = [
                 (output_widths(student_widths, s)[-1], output_widths(teacher_widths, t)[-1])

@@ -48,8 +48,8 @@ class PyramidHead(DistillHead):
         self.mode = mode
         self.levels = None if levels is None else tuple(levels)
         self.floor = floor
-        # Places are weighted by the teacher's objectness.
-        self.needs = Needs(response=mode == 'mimic' and floor < 1)
+        # Places are weighted by the teacher's objectness; the student is not asked for its own.
+        self.needs = Needs(teacher_response=mode == 'mimic' and floor < 1)
         self.align = align
         self.aligners: nn.ModuleList | None = None
 
@@ -100,7 +100,7 @@ class PyramidHead(DistillHead):
         return {'loss_pyramid': total / len(self.aligners)}
 
     def _mask(self, teacher: Observation, level: int, map_t: Tensor) -> Tensor | None:
-        if not self.needs.response:
+        if not self.needs.teacher_response:
             return None
         dense = None if teacher.response is None else teacher.response.dense_logits
         if dense is None or len(dense) != len(teacher.memory.feats):

@@ -208,7 +208,8 @@ def shrink_config(
     Heads keep their width (whole heads are inherited), so a classifier's ``embed_dims`` is its
     number of heads times it; ViTDet states ``head_dims``, so its ``embed_dims`` is free. Classes,
     anchors, coders, ``test_cfg`` and preprocessing stay the teacher's; ``Pretrained``
-    initialisations are dropped.
+    initialisations are dropped. Stochastic depth is switched off: a student distilled for some
+    hundred steps is to follow its teacher with all its blocks at once.
 
     Args:
         teacher_cfg (Mapping): The teacher's whole config.
@@ -237,6 +238,10 @@ def shrink_config(
     model = _without_pretraining(teacher_cfg['model'])
     if not isinstance(model.get('backbone'), Mapping):
         raise _unsupported(f'{_name(model)} has no backbone')
+    # mmpretrain's layer_cfgs overrule the rate of the backbone.
+    for part in (model.backbone, model.backbone.get('layer_cfgs')):
+        if isinstance(part, Mapping) and 'drop_path_rate' in part:
+            part['drop_path_rate'] = 0.0
     if _name(model) == 'ImageClassifier' and _name(model.backbone) in _CLASSIFIER_BACKBONES:
         _shrink_classifier(model, width, depth, mlp)
     elif _name(model.backbone) == 'ViTDet' and 'roi_head' in model:

@@ -25,6 +25,18 @@ def test_records_outputs_and_removes_its_hooks():
     assert torch.equal(caught['0'], net[0](x))
 
 
+def test_records_what_enters_a_module():
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    x = torch.ones(4, 2)
+    with tapped(net, ['1:input', '1']) as caught:
+        net(x)
+    assert set(caught) == {'1:input', '1'}
+    assert torch.equal(caught['1:input'], net[0](x)) and torch.equal(caught['1'], net(x))
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+    with pytest.raises(KeyError, match="no module '2'"), tapped(net, ['2:input']):
+        pass
+
+
 def test_hooks_go_after_an_error():
     net = nn.Sequential(nn.Linear(2, 3))
     with pytest.raises(RuntimeError), tapped(net, ['0']):

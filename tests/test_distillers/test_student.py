@@ -20,7 +20,8 @@ def _step(distiller):
     student = distiller.student.train()
     student.zero_grad()
     images = toy.images(2)
-    seen = distiller.teacher.observe(images, student.teacher_taps, student.needs_response)
+    needs = student.active_needs
+    seen = distiller.teacher.observe(images, needs.taps_teacher, needs.teacher_response)
     losses = student(images, seen, Targets())
     sum(losses.values()).backward()
     return losses, {n: p.grad for n, p in student.named_parameters() if p.requires_grad}
@@ -83,6 +84,55 @@ def test_what_no_head_reaches_is_frozen(tmp_path, heads, frozen):
     for name in frozen:
         if not name.endswith('.'):
             assert name in distiller.frozen
+
+
+def test_heads_without_a_say_are_not_run(tmp_path, monkeypatch):
+    """By schedule: as if their losses were zero. Resting: as if they were not there."""
+    late = dict(begin=5, end=9)
+    heads = [
+        dict(type='mmdfkd.PyramidHead'),
+        dict(type='mmdfkd.RPNResponseHead', schedule=late),
+        dict(type='mmdfkd.RoIResponseHead', schedule=late),
+    ]
+    distiller = _distiller(tmp_path, model_heads=heads)
+    assert distiller.frozen == []
+    student = distiller.student
+    asked = []
+    answer = student.adapter.answer
+    monkeypatch.setattr(
+        student.adapter, 'answer', lambda *a: asked.append(1) or answer(*a), raising=True
+    )
+    # The teacher's objectness is needed still, the student's is not.
+    assert student.active_needs.teacher_response and not student.active_needs.response
+    losses, grads = _step(distiller)
+    assert set(losses) == {'loss_pyramid'} and not asked
+    assert not [n for n, g in grads.items() if g is None]
+    behind = {n: g for n, g in grads.items() if n.startswith(('net.rpn_head', 'net.roi_head'))}
+    assert behind and not any(g.any() for g in behind.values())
+    assert all(g.any() for n, g in grads.items() if n.startswith('net.neck'))
+
+    for head in student.heads[1:]:
+        head.resting = True
+    again, grads = _step(distiller)
+    assert torch.equal(again['loss_pyramid'], losses['loss_pyramid'])
+    assert all(grads[n] is None for n in behind)
+
+    for head in student.heads:
+        head.resting = False
+        head.set_iteration(7)
+    assert student.active_needs.response
+    losses, grads = _step(distiller)
+    assert len(losses) == 5 and asked and all(g.any() for n, g in grads.items() if n in behind)
+
+
+def test_a_step_in_which_no_head_has_a_say(tmp_path):
+    late = dict(begin=5, end=9)
+    distiller = _distiller(
+        tmp_path, model_heads=[dict(type='mmdfkd.PyramidHead', floor=1, schedule=late)]
+    )
+    losses, grads = _step(distiller)
+    assert set(losses) == {'loss_idle'} and losses['loss_idle'] == 0
+    assert not any(g.any() for g in grads.values())
 
 
 def test_freezing_leaves_mode_statistics_and_gradients_alone(tmp_path):

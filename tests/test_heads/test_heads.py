@@ -102,20 +102,43 @@ def test_names_tell_heads_apart():
 
 
 @pytest.mark.parametrize(
-    ('cfg', 'response'),
+    ('cfg', 'needs'),
     [
-        ({'type': 'mmdfkd.LogitHead'}, True),
-        ({'type': 'mmdfkd.FeatureHead'}, False),
-        ({'type': 'mmdfkd.PyramidHead'}, True),
-        ({'type': 'mmdfkd.PyramidHead', 'floor': 1}, False),
-        ({'type': 'mmdfkd.PyramidHead', 'mode': 'pkd'}, False),
-        ({'type': 'mmdfkd.RPNResponseHead'}, True),
-        ({'type': 'mmdfkd.RoIResponseHead'}, True),
+        ({'type': 'mmdfkd.LogitHead'}, Needs(response=True)),
+        ({'type': 'mmdfkd.FeatureHead'}, Needs()),
+        ({'type': 'mmdfkd.PyramidHead'}, Needs(teacher_response=True)),
+        ({'type': 'mmdfkd.PyramidHead', 'floor': 1}, Needs()),
+        ({'type': 'mmdfkd.PyramidHead', 'mode': 'pkd'}, Needs()),
+        ({'type': 'mmdfkd.RPNResponseHead'}, Needs(response=True)),
+        ({'type': 'mmdfkd.RoIResponseHead'}, Needs(response=True)),
     ],
 )
-def test_heads_are_registered_and_say_what_they_need(cfg, response):
+def test_heads_are_registered_and_say_what_they_need(cfg, needs):
     head = MODELS.build(cfg)
-    assert head.needs == Needs(response=response)
+    assert head.needs == needs
+
+
+def test_needs_of_several_heads():
+    """Each thing once, in order; who compares responses needs the teacher's too."""
+    together = Needs.together(
+        [Needs(False, ('a', 'b'), ('c',)), Needs(True, ('b', 'd')), Needs(teacher_response=True)]
+    )
+    assert together == Needs(True, ('a', 'b', 'd'), ('c',), True)
+    assert Needs.together([]) == Needs()
+    assert Needs.together([Needs(teacher_response=True)]) == Needs(teacher_response=True)
+
+
+def test_a_head_is_active_while_it_has_a_say():
+    head = ConstantHead(schedule={'begin': 10, 'end': 20, 'start': 1.0, 'stop': 0.0})
+    seen = []
+    for iteration in (0, 19, 20):
+        head.set_iteration(iteration)
+        seen.append(head.active)
+    assert seen == [True, True, False]
+    assert ConstantHead().active and not ConstantHead(loss_weight=0.0).active
+    head.set_iteration(0)
+    head.resting = True
+    assert not head.active
 
 
 def test_a_missing_response_is_an_error():

@@ -59,6 +59,24 @@ def test_detector_sizes():
     assert count[0] < 0.4 * count[1]
 
 
+def test_no_stochastic_depth():
+    """Wherever the teacher's config sets it; where it does not, nothing is added."""
+    cfg = classifier_config(drop_path_rate=0.3, layer_cfgs=dict(drop_path_rate=0.2, drop_rate=0.1))
+    backbone = shrink_config(cfg).backbone
+    assert backbone.drop_path_rate == 0 and backbone.layer_cfgs == dict(
+        drop_path_rate=0, drop_rate=0.1
+    )
+    assert cfg.model.backbone.drop_path_rate == 0.3
+    cfg = detector_config()
+    assert 'drop_path_rate' not in shrink_config(cfg).backbone
+    cfg.model.backbone.drop_path_rate = 0.4
+    model = shrink_config(cfg)
+    assert model.backbone.drop_path_rate == 0
+    names = {type(m).__name__ for m in build(cfg, model).net.modules()}
+    assert 'DropPath' not in names
+    assert 'DropPath' in {type(m).__name__ for m in build(cfg).net.modules()}
+
+
 def test_full_shares_change_no_size():
     for cfg in (classifier_config(), detector_config()):
         model = shrink_config(cfg, 1, 1)

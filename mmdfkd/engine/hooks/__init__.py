@@ -1,6 +1,13 @@
 from .audit import DataAuditHook
 from .distill import DistillHook
 from .export import StudentExportHook
+from .features_first import FeaturesFirstHook
 from .overwrite import OverwriteHook
 
-__all__ = ['DataAuditHook', 'DistillHook', 'OverwriteHook', 'StudentExportHook']
+__all__ = [
+    'DataAuditHook',
+    'DistillHook',
+    'FeaturesFirstHook',
+    'OverwriteHook',
+    'StudentExportHook',
+]
