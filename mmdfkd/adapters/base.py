@@ -2,6 +2,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from .normalizer import Normalizer
@@ -71,6 +72,22 @@ class Adapter(ABC):
     @abstractmethod
     def class_votes(self, memory: Memory) -> Tensor:
         """How much of each class it sees: ``[B, num_classes]`` in [0, 1], no gradient."""
+
+    def class_places(self, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Where it sees each class most, and how surely; detectors only.
+
+        Returns:
+            tuple[Tensor, Tensor]: Votes ``[B, num_classes]`` in [0, 1] and boxes ``[B, num_classes,
+            4]``, xyxy pixels; no gradient. An image without proposals has zeros.
+
+        Raises:
+            TypeError: For a family that predicts no boxes.
+        """
+        raise TypeError(f'A {self.family} network predicts no boxes, so it has no layouts.')
+
+    def detect(self, memory: Memory) -> list[InstanceData]:
+        """Final detections of each image (``bboxes``, ``scores``, ``labels``); detectors only."""
+        raise TypeError(f'A {self.family} network predicts no boxes.')
 
     @torch.no_grad()
     def observe(

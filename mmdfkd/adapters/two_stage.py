@@ -74,6 +74,20 @@ class TwoStageAdapter(Adapter):
         return torch.stack([p.amax(0) if len(p) else empty for p in probabilities.split(counts)])
 
     @torch.no_grad()
+    def class_places(self, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Per class, the proposal where it is seen most: class probability times objectness."""
+        probe = self.propose(memory)
+        probabilities = self._roi_outputs(memory.feats, probe.boxes)[0].softmax(-1)[:, :-1]
+        votes = probabilities.new_zeros(len(probe.boxes), self.num_classes)
+        boxes = probabilities.new_zeros(len(probe.boxes), self.num_classes, 4)
+        parts = probabilities.split([len(b) for b in probe.boxes])
+        for i, (part, own, score) in enumerate(zip(parts, probe.boxes, probe.scores, strict=True)):
+            if len(own):
+                votes[i], best = (part * score[:, None]).max(0)
+                boxes[i] = own[best]
+        return votes, boxes
+
+    @torch.no_grad()
     def detect(self, memory: Memory) -> list[InstanceData]:
         """Final detections of each image: ``bboxes`` in its pixels, ``scores``, ``labels``."""
         probe = self.propose(memory)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from mmengine.logging import print_log
@@ -111,6 +112,8 @@ class DataFreeDistiller(BaseModel):
         self.image_size: tuple[int, int] | None = None
         self.iteration: int | None = None
         self.resuming = False
+        # Where the source may keep images.
+        self.folder: Path | None = None
         self.inheritance_report: InheritanceReport | None = None
         # What the source took to prepare and refresh, in this process.
         self.synthesis_seconds = 0.0
@@ -181,6 +184,7 @@ class DataFreeDistiller(BaseModel):
 
     def _prepare_source(self) -> None:
         device = next(self.student.parameters()).device
+        self.source.folder = self.folder
         with torch.no_grad(), self._synthesis():
             self.source.prepare(
                 self.teacher.adapter, seed=self.seed, image_size=self.image_size, device=device

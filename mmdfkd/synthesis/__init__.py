@@ -3,10 +3,17 @@
 from .augment import LightAugment
 from .frozen import frozen
 from .priors import DivergencePrior, Prior, SynthesisContext, TargetPrior, TotalVariationPrior
-from .sources import PooledSource, RefinedSource, RenderedSource, SyntheticSource
+from .sources import (
+    LayoutInversionSource,
+    PooledSource,
+    RefinedSource,
+    RenderedSource,
+    SyntheticSource,
+)
 
 __all__ = [
     'DivergencePrior',
+    'LayoutInversionSource',
     'LightAugment',
     'PooledSource',
     'Prior',

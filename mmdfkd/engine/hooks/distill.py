@@ -1,6 +1,7 @@
 """What ties a distiller to the run it is trained in."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -97,6 +98,7 @@ class DistillHook(OverwriteHook):
         distiller.seed = runner.seed
         distiller.image_size = self._image_size(distiller, dataset)
         distiller.resuming = resuming
+        distiller.folder = Path(runner.work_dir) / 'synthetic'
         self._check_size(distiller)
         # The start depends on the seed alone, not on what was built before.
         seed_everything(runner.seed, 0, 0)

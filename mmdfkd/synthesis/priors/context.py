@@ -17,12 +17,13 @@ class SynthesisContext:
     pays for it, another one then has it for nothing. Differentiable to the images.
 
     Attributes:
-        images: RGB in [0, 1], ``[B, 3, H, W]``.
+        images: RGB in [0, 1], ``[B, 3, H, W]``: what the networks see.
         targets: What the images are to show.
         teacher: The teacher, frozen.
         student: The student, frozen, or None.
         probe: Where detectors are asked, fixed while the images change; None for classifiers.
         taps: Names of the teacher's modules whose outputs the priors need.
+        canvas: The images under optimisation themselves, where ``images`` are views of them.
     """
 
     images: Tensor
@@ -31,6 +32,12 @@ class SynthesisContext:
     student: Adapter | None = None
     probe: Probe | None = None
     taps: Sequence[str] = ()
+    canvas: Tensor | None = None
+
+    @property
+    def pixels(self) -> Tensor:
+        """What terms of the pixels alone look at."""
+        return self.images if self.canvas is None else self.canvas
 
     @cached_property
     def teacher_memory(self) -> Memory:

@@ -20,7 +20,7 @@ class TotalVariationPrior(Prior):
 
     def forward(self, ctx: SynthesisContext) -> Tensor:
         """``[B]``, at least zero."""
-        return total_variation(ctx.images)
+        return total_variation(ctx.pixels)
 
 
 def total_variation(images: Tensor) -> Tensor:

@@ -2,8 +2,16 @@
 
 from .base import SyntheticSource
 from .dataset import DatasetSource
+from .layout_inversion import LayoutInversionSource
 from .pooled import PooledSource
 from .refined import RefinedSource
 from .rendered import RenderedSource
 
-__all__ = ['DatasetSource', 'PooledSource', 'RefinedSource', 'RenderedSource', 'SyntheticSource']
+__all__ = [
+    'DatasetSource',
+    'LayoutInversionSource',
+    'PooledSource',
+    'RefinedSource',
+    'RenderedSource',
+    'SyntheticSource',
+]

@@ -1,4 +1,5 @@
 from abc import abstractmethod
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class SyntheticSource(BaseModule):
         self.seed = 0
         self.image_size: tuple[int, int] | None = None
         self.device = torch.device('cpu')
+        #: Where the run keeps images that do not fit into memory or are worth keeping.
+        self.folder: Path | None = None
 
     def prepare(
         self,

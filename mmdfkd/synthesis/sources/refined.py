@@ -106,6 +106,7 @@ class RefinedSource(SyntheticSource):
     ) -> None:
         """Prepare the inner source and choose the priors that suit the teacher; says which."""
         super().prepare(teacher, seed=seed, image_size=image_size, device=device)
+        self.source.folder = None if self.folder is None else self.folder / 'start'
         self.source.prepare(teacher, seed=seed, image_size=image_size, device=device)
         self._used = []
         for prior in self.priors:

@@ -1,0 +1,381 @@
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from mmdet.structures.bbox import bbox_overlaps
+from mmengine.dist import get_dist_info
+from mmengine.logging import print_log
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from mmdfkd.adapters.base import Adapter
+from mmdfkd.adapters.observation import Probe, Targets
+from mmdfkd.registry import MODELS, TASK_UTILS
+
+from ..bank import ReplayBank
+from ..descent import SmoothDescent
+from ..frozen import frozen
+from ..growth import LabelGrowth
+from ..jitter import SceneJitter
+from ..priors.base import Prior
+from ..priors.context import SynthesisContext
+from ..scene import Pieces, Scene, SceneComposer, neighbourhood
+from .base import SyntheticSource
+
+#: Indices of the start images begin here: no random numbers are shared with images that are drawn.
+_OFFSET = 1 << 41
+#: Least share of the first step's length that the last one has.
+_LAST = 0.05
+
+
+@MODELS.register_module()
+class LayoutInversionSource(SyntheticSource):
+    """Images with objects in them, found by descending through a frozen detector.
+
+    A scene is composed of pieces of another source's images: the ground is one of them, and on it
+    lie those pieces in which the teacher sees something of the wanted classes, however faintly
+    (:class:`~mmdfkd.synthesis.scene.SceneComposer`). Its pixels then descend the teacher's layout
+    loss and the priors, through another view at every step
+    (:class:`~mmdfkd.synthesis.jitter.SceneJitter`) and along gradients of several scales
+    (:class:`~mmdfkd.synthesis.descent.SmoothDescent`): what appears is what a person recognises
+    too, not fine noise. Meanwhile the teacher's detections add and remove boxes
+    (:class:`~mmdfkd.synthesis.growth.LabelGrowth`). Finished images go into a replay bank.
+
+    ``images`` are made once, before the first step (the long mode); with ``every``, ``batch`` more
+    are made each so many steps (the short mode, at most 20 gradient steps advised). Which they are
+    follows from seed and teacher alone, unless a prior asks the student. Layout inversion of
+    detectors with a batch-norm backbone is DIODE's (Chawla et al., WACV 2021); scenes, views and
+    steps are this project's.
+
+    Args:
+        source (Mapping): Config of the source of the start images, and of the draws that do not
+            come from the bank.
+        priors (Sequence[Mapping]): Configs of the terms of the objective.
+        images (int): Images made before the first step.
+        every (int): Training steps between two further batches; 0 for none.
+        batch (int): Images optimised at once.
+        steps (int): Gradient steps of each.
+        lr (float): Root mean square of an image's change in the first step, of the pixel range.
+        scales (Sequence[float]): Deviations of the gradients' blurs, as shares of the image's
+            shorter side.
+        outside (float): How far pixels away from all boxes move, relative to those in a box.
+        starts (int): Start images that the teacher scores for pieces.
+        boxes (Sequence[int]): Least and most objects of a scene at its start.
+        grow (Sequence[float]): When the teacher's detections revise the layouts, as shares of the
+            steps; empty for never.
+        share (float): Share of the draws that come from the bank.
+        scene (Mapping | None): Further arguments of
+            :class:`~mmdfkd.synthesis.scene.SceneComposer`.
+        jitter (Mapping | None): Arguments of :class:`~mmdfkd.synthesis.jitter.SceneJitter`.
+        growth (Mapping | None): Arguments of :class:`~mmdfkd.synthesis.growth.LabelGrowth`.
+        bank (Mapping | None): Further arguments of :class:`~mmdfkd.synthesis.bank.ReplayBank`.
+        augment (Mapping | None): Config of the augmentation of the draws from the bank; None turns
+            it off.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        source: Mapping,
+        priors: Sequence[Mapping] = (
+            dict(type='mmdfkd.TargetPrior', weight=1.0),
+            dict(type='mmdfkd.TotalVariationPrior', weight=0.02),
+        ),
+        images: int = 128,
+        every: int = 0,
+        batch: int = 16,
+        steps: int = 20,
+        lr: float = 0.03,
+        scales: Sequence[float] = (0.006, 0.016, 0.04),
+        outside: float = 0.15,
+        starts: int = 512,
+        boxes: Sequence[int] = (2, 5),
+        grow: Sequence[float] = (0.4, 0.7),
+        share: float = 0.5,
+        scene: Mapping | None = None,
+        jitter: Mapping | None = None,
+        growth: Mapping | None = None,
+        bank: Mapping | None = None,
+        augment: Mapping | None = dict(type='mmdfkd.LightAugment'),
+    ) -> None:
+        super().__init__()
+        for name, value in dict(batch=batch, steps=steps, starts=starts).items():
+            if value < 1:
+                raise ValueError(f'LayoutInversionSource: {name} must be at least 1, got {value}.')
+        if images < 0 or every < 0 or images + every == 0:
+            raise ValueError(
+                'LayoutInversionSource: makes no image with '
+                f'images={images} and every={every}: set one of them above 0.'
+            )
+        if not 0 <= share <= 1:
+            raise ValueError(f'LayoutInversionSource: share is from 0 to 1, got {share}.')
+        if len(boxes) != 2 or not 1 <= boxes[0] <= boxes[1]:
+            raise ValueError(
+                f'LayoutInversionSource: boxes is (least, most), at least 1, not {tuple(boxes)}.'
+            )
+        self.source = MODELS.build(source)
+        self.priors = nn.ModuleList(MODELS.build(prior) for prior in priors)
+        self.images = images
+        self.every = every
+        self.batch = batch
+        self.steps = steps
+        self.lr = lr
+        self.scales = tuple(scales)
+        self.outside = outside
+        self.starts = starts
+        self.boxes = tuple(boxes)
+        self.grow = tuple(grow)
+        self.share = share
+        self.scene_cfg = dict(scene or {})
+        self.jitter = SceneJitter(**(jitter or {}))
+        self.growth = LabelGrowth(**(growth or {}))
+        self.bank_cfg = dict(bank or {})
+        self.augment = None if augment is None else TASK_UTILS.build(augment)
+        self._used: list[Prior] = list(self.priors)
+        self.composer: SceneComposer | None = None
+        self.bank: ReplayBank | None = None
+        self._restored: dict | None = None
+        # Images made so far, by all processes: the number of the next.
+        self.register_buffer('made', torch.zeros((), dtype=torch.int64))
+
+    def prepare(
+        self,
+        teacher: Adapter,
+        *,
+        seed: int,
+        image_size: tuple[int, int],
+        device: torch.device | str,
+    ) -> None:
+        """Prepare the inner source, choose the priors that suit the teacher, open the bank."""
+        super().prepare(teacher, seed=seed, image_size=image_size, device=device)
+        self.source.folder = None if self.folder is None else self.folder / 'start'
+        self.source.prepare(teacher, seed=seed, image_size=image_size, device=device)
+        self._used = []
+        for prior in self.priors:
+            reason = prior.unsuited(teacher)
+            if reason is None:
+                self._used.append(prior)
+            else:
+                print_log(f'Layout inversion: {prior.name} left out: {reason}', 'current')
+        self.composer = None
+        capacity = self.images if not self.every else max(self.images, 1024)
+        self.bank = ReplayBank(
+            self.image_size,
+            folder=self.folder,
+            shard=get_dist_info(),
+            **{'capacity': capacity, **self.bank_cfg},
+        )
+        if self._restored is not None:
+            self.bank.restore(self._restored)
+
+    def get_extra_state(self) -> dict:
+        """The bank's index; its images lie in its own files."""
+        return {} if self.bank is None else self.bank.index()
+
+    def set_extra_state(self, state: dict) -> None:
+        """Take the bank's index from a checkpoint."""
+        self._restored = state or None
+        if self.bank is not None and self._restored is not None:
+            self.bank.restore(self._restored)
+
+    # Making images ------------------------------------------------------------------------------
+
+    def refresh(self, teacher: Adapter, student: Adapter, iteration: int) -> dict[str, float]:
+        """Make the first images if they are not there, and a further batch if it is time.
+
+        Returns:
+            dict[str, float]: Of the last batch: the objective's terms before and after, and
+                ``inverted/found``, the share of its boxes that the teacher detects.
+
+        Raises:
+            ValueError: If the teacher detects none of the objects of all first images: there is
+                nothing to learn from them.
+        """
+        logs = self.source.refresh(teacher, student, iteration)
+        due = max(self.images - int(self.made), 0)
+        if self.every and iteration and iteration % self.every == 0:
+            due += self.batch
+        if not due:
+            return logs
+        start, told, found = time.perf_counter(), time.perf_counter(), []
+        total = due
+        while due:
+            logs = {**logs, **self.make(min(self.batch, due), teacher, student, iteration)}
+            due -= min(self.batch, due)
+            found.append(logs['inverted/found'])
+            now = time.perf_counter()
+            if due and now - told > 10:
+                done = total - due
+                print_log(
+                    f'Layout inversion: {done} of {total} images, '
+                    f'{(now - start) / done * due:.0f} s to go; the teacher detects '
+                    f'{np.mean(found):.0%} of their objects',
+                    'current',
+                )
+                told = now
+        if not any(found):
+            raise ValueError(
+                f'Layout inversion: the teacher detects not one object in {total} images after '
+                f'{self.steps} steps. Raise steps or lr, check the image size '
+                f'({self.image_size[0]} x {self.image_size[1]} px) against the one the teacher was '
+                'trained at, or use another source.'
+            )
+        if total > self.batch:
+            print_log(
+                f'Layout inversion: {total} images in {time.perf_counter() - start:.0f} s; the '
+                f'teacher detects {np.mean(found):.0%} of their objects',
+                'current',
+            )
+        return logs
+
+    def make(
+        self, count: int, teacher: Adapter, student: Adapter, iteration: int
+    ) -> dict[str, float]:
+        """Make ``count`` images, this process its part of them, and put them into the bank."""
+        rank, world = get_dist_info()
+        first = int(self.made)
+        mine = list(range(first, first + count))[rank::world]
+        self.made += count
+        if not mine:
+            return {}
+        with frozen(teacher.net, student.net), torch.enable_grad():
+            if self.composer is None:
+                self.composer = SceneComposer(
+                    self.pieces(teacher), self.rng, self.boxes, **self.scene_cfg
+                )
+            scenes = [self.composer(serial) for serial in mine]
+            images, targets, logs = self.invert(scenes, mine, teacher, student)
+        self.bank.append(images, targets, iteration=iteration)
+        return logs
+
+    @torch.no_grad()
+    def pieces(self, teacher: Adapter) -> Pieces:
+        """Let the teacher look for its classes in the inner source's images."""
+        images, votes, boxes = [], [], []
+        for first in range(0, self.starts, self.batch):
+            items = [
+                dict(g=_OFFSET + i) for i in range(first, min(first + self.batch, self.starts))
+            ]
+            drawn = (self.source.draw(items)[0] * 255).round().to(torch.uint8)
+            seen, where = teacher.class_places(teacher.encode(drawn.float() / 255))
+            images.append(drawn.cpu())
+            votes.append(seen.float().cpu())
+            boxes.append(where.float().cpu())
+        found = Pieces(torch.cat(images), torch.cat(votes).numpy(), torch.cat(boxes).numpy())
+        surest = found.votes.max(0)
+        print_log(
+            f'Layout inversion: the surest piece of a class is seen with {np.median(surest):.2f} '
+            f'(median of {len(surest)} classes; least {surest.min():.2f})',
+            'current',
+        )
+        return found
+
+    def invert(
+        self, scenes: Sequence[Scene], serials: Sequence[int], teacher: Adapter, student: Adapter
+    ) -> tuple[Tensor, Targets, dict[str, float]]:
+        """Descend from scenes; both networks must be frozen.
+
+        Args:
+            scenes (Sequence[Scene]): Images and layouts to start from.
+            serials (Sequence[int]): Their numbers, which the random views depend on.
+            teacher (Adapter): The teacher.
+            student (Adapter): The student.
+
+        Returns:
+            tuple[Tensor, Targets, dict[str, float]]: Images ``[B, 3, H, W]`` uint8, what they show,
+                and values to log.
+        """
+        device = self.device
+        canvas = torch.stack([scene.image for scene in scenes]).to(device).requires_grad_()
+        boxes = [scene.boxes.to(device) for scene in scenes]
+        labels = [scene.labels.to(device) for scene in scenes]
+        size = tuple(canvas.shape[-2:])
+        taps = tuple(dict.fromkeys(name for prior in self._used for name in prior.taps(teacher)))
+        descent = SmoothDescent([scale * min(size) for scale in self.scales], self.lr)
+        revisions = {int(share * self.steps) for share in self.grow}
+        where, first, terms = None, None, {}
+        for step in range(self.steps):
+            if step in revisions:
+                boxes, labels = self._revise(canvas, boxes, labels, teacher)
+                where = None
+            if where is None:
+                where = neighbourhood(boxes, size, self.outside)
+            rngs = [self.rng(f'view{step}', serial) for serial in serials]
+            views, moved = self.jitter(canvas, boxes, rngs)
+            probe = Probe(moved, [own.new_ones(len(own)) for own in moved])
+            targets = Targets(boxes=moved, box_labels=labels)
+            ctx = SynthesisContext(views, targets, teacher, student, probe, taps, canvas)
+            terms = {prior: prior(ctx) for prior in self._used}
+            total = sum(prior.weight * term.sum() for prior, term in terms.items())
+            first = total.detach() if first is None else first
+            (gradient,) = torch.autograd.grad(total, [canvas])
+            slower = (1 + math.cos(math.pi * step / self.steps)) / 2
+            descent.step(canvas.data, gradient, _LAST + (1 - _LAST) * slower, where)
+        images = (canvas.detach() * 255).round().to(torch.uint8)
+        boxes, labels, found = self._finish(images, boxes, labels, teacher)
+        logs = {
+            f'inverted/{prior.name}': float(term.detach().mean()) for prior, term in terms.items()
+        }
+        logs['inverted/before'] = float(first) / len(scenes)
+        logs['inverted/after'] = float(total.detach()) / len(scenes)
+        logs['inverted/found'] = found
+        return images, Targets(boxes=boxes, box_labels=labels), logs
+
+    @torch.no_grad()
+    def _revise(
+        self, canvas: Tensor, boxes: list[Tensor], labels: list[Tensor], teacher: Adapter
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        detections = teacher.detect(teacher.encode(canvas))
+        return self.growth(boxes, labels, detections, tuple(canvas.shape[-2:]))
+
+    @torch.no_grad()
+    def _finish(
+        self, images: Tensor, boxes: list[Tensor], labels: list[Tensor], teacher: Adapter
+    ) -> tuple[list[Tensor], list[Tensor], float]:
+        """Last revision of the stored pixels, and the share of boxes that the teacher detects."""
+        detections = teacher.detect(teacher.encode(images.float() / 255))
+        size = tuple(images.shape[-2:])
+        found = [
+            _detected(own, kinds, seen)
+            for own, kinds, seen in zip(boxes, labels, detections, strict=True)
+        ]
+        if self.grow:
+            boxes, labels = self.growth(boxes, labels, detections, size)
+        return boxes, labels, float(torch.cat(found).float().mean())
+
+    # Drawing ------------------------------------------------------------------------------------
+
+    def draw(self, items: list[dict]) -> tuple[Tensor, Targets]:
+        """The inner source's images, ``share`` of them replaced by images of the bank."""
+        chosen = {}
+        if self.bank is not None and len(self.bank):
+            for position, item in enumerate(items):
+                rng = self.rng('inverted', item['g'])
+                if rng.random() < self.share:
+                    chosen[position] = int(self.bank.pick(rng, 1)[0])
+        if not chosen:
+            return self.source.draw(items)
+        taken = self.bank.take(list(chosen.values()))[0].to(self.device)
+        if self.augment is not None:
+            taken = self.augment(taken, self.seed, [items[p]['g'] for p in chosen])
+        rest = [p for p in range(len(items)) if p not in chosen]
+        images = taken.new_empty((len(items), *taken.shape[1:]))
+        images[list(chosen)] = taken
+        if rest:
+            images[rest] = self.source.draw([items[p] for p in rest])[0]
+        return images, Targets()
+
+
+def _detected(
+    boxes: Tensor, labels: Tensor, found: InstanceData, least: float = 0.3, iou: float = 0.5
+) -> Tensor:
+    """Which boxes some detection of their class covers: ``[N]``."""
+    sure = found.scores >= least
+    if not len(boxes) or not sure.any():
+        return boxes.new_zeros(len(boxes), dtype=torch.bool)
+    covers = bbox_overlaps(boxes, found.bboxes[sure]) >= iou
+    return (covers & (labels[:, None] == found.labels[sure].to(labels))).any(1)
