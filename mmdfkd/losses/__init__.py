@@ -1,11 +1,18 @@
 """Pure loss functions: tensors in, a scalar out; the teacher's side never carries gradient."""
 
+from .attention_consistency import attention_consistency, attention_uniformity, patch_attention
+from .attention_probe import attention_probe, class_gram_row
+from .attention_rows import attention_rows, qkv_heads
 from .box import box_delta_loss
+from .channel_map import channel_map_mimic, to_student_channels
 from .co_advise import co_advise
+from .cross_architecture import deceiver_loss, discriminator_loss, partially_cross_attention
+from .cwd import cwd
 from .dist import dist
 from .distillation_token import distillation_token
 from .dkd import dkd
 from .hard_label import hard_label, label_cross_entropy
+from .head_attention import head_attention, ssim
 from .hidden_relation import hidden_relation
 from .kl import bce_with_soft_targets, binary_kl, kl_divergence
 from .manifold import (
@@ -16,31 +23,46 @@ from .manifold import (
     manifold_terms,
     random_sampled,
 )
+from .mgd import mgd
 from .mimic import cosine_distance, masked_mimic
 from .nkd import nkd
 from .noise_adaptation import noise_adapted_nll, noise_matrix
 from .pkd import pkd
 from .qkv_relation import qkv_relation, split_qkv
+from .random_mask import random_mask
 from .reduce import weighted_mean
 from .rkd import rkd_angle, rkd_distance
 from .self_similarity import token_self_similarity
+from .simreg import simreg
 from .sparse_label import SparseLabels, dense_labels, sparse_label_ce, top_k_labels
 from .standardization import standardize_logits, with_standardized_logits
+from .target_aware import target_aware, target_aware_features
 from .tokens import merge_patches, patch_tokens
+from .vitkd import vitkd_generation, vitkd_mimic
 
 __all__ = [
     'ManifoldTerms',
     'SparseLabels',
+    'attention_consistency',
+    'attention_probe',
+    'attention_rows',
+    'attention_uniformity',
     'bce_with_soft_targets',
     'binary_kl',
     'box_delta_loss',
+    'channel_map_mimic',
+    'class_gram_row',
     'co_advise',
     'cosine_distance',
+    'cwd',
+    'deceiver_loss',
     'dense_labels',
+    'discriminator_loss',
     'dist',
     'distillation_token',
     'dkd',
     'hard_label',
+    'head_attention',
     'hidden_relation',
     'inter_image',
     'intra_image',
@@ -50,20 +72,32 @@ __all__ = [
     'manifold_terms',
     'masked_mimic',
     'merge_patches',
+    'mgd',
     'nkd',
     'noise_adapted_nll',
     'noise_matrix',
+    'partially_cross_attention',
+    'patch_attention',
     'patch_tokens',
     'pkd',
+    'qkv_heads',
     'qkv_relation',
+    'random_mask',
     'random_sampled',
     'rkd_angle',
     'rkd_distance',
+    'simreg',
     'sparse_label_ce',
     'split_qkv',
+    'ssim',
     'standardize_logits',
+    'target_aware',
+    'target_aware_features',
+    'to_student_channels',
     'token_self_similarity',
     'top_k_labels',
+    'vitkd_generation',
+    'vitkd_mimic',
     'weighted_mean',
     'with_standardized_logits',
 ]

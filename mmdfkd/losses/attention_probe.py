@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,7 +39,8 @@ def class_gram_row(tokens: Tensor, prefix_tokens: int = 1, norm_axis: str = 'cha
     unit = F.normalize(at_least_float32(tokens), dim=2 if norm_axis == 'channel' else 1, eps=1e-6)
     patches = unit[:, prefix_tokens:]
     anchor = unit[:, 0] if prefix_tokens else patches.mean(1)
-    return (patches @ anchor.unsqueeze(-1)).squeeze(-1)
+    with torch.autocast(tokens.device.type, enabled=False):
+        return (patches @ anchor.unsqueeze(-1)).squeeze(-1)
 
 
 def attention_probe(

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .reduce import at_least_float32
 
 
-def split_qkv(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def qkv_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values out of the fused output of a ``qkv`` layer.
 
     Fused attention returns no map. The output of its ``qkv`` layer can be tapped instead, and
@@ -82,5 +83,7 @@ def attention_rows(
             query = query[:, :, prefix_tokens:].mean(2, keepdim=True)
     else:
         query = query[:, :, list(rows)]
-    logits = query @ key.transpose(-2, -1) * (key.shape[-1] ** -0.5 if scale is None else scale)
-    return (logits if bias is None else logits + bias.to(logits)).softmax(-1)
+    scale = key.shape[-1] ** -0.5 if scale is None else scale
+    with torch.autocast(query.device.type, enabled=False):
+        logits = query @ key.transpose(-2, -1) * scale
+        return (logits if bias is None else logits + bias.to(logits)).softmax(-1)

@@ -75,5 +75,6 @@ def channel_map_mimic(
         kept = teacher[..., to_student.to(teacher.device)]
     else:
         dtype = torch.promote_types(teacher.dtype, torch.float32)
-        kept = teacher.to(dtype) @ to_student.to(teacher.device, dtype).t()
+        with torch.autocast(teacher.device.type, enabled=False):
+            kept = teacher.to(dtype) @ to_student.to(teacher.device, dtype).t()
     return masked_mimic(student, kept, mask, dim=-1, normalize=normalize)

@@ -52,10 +52,11 @@ def partially_cross_attention(
     own = [at_least_float32(x) for x in student]
     other = [at_least_float32(x.detach()).to(own[0]) for x in teacher]
     mixed = [torch.where(m.bool(), t, s) for s, t, m in zip(own, other, replaced, strict=True)]
-    relation_s, relation_t = (
-        v @ v.transpose(-2, -1) * v.shape[-1] ** -0.5 for v in (own[2], other[2])
-    )
-    attention = masked_mimic(attend(*mixed), attend(*other), dim=-1, normalize=normalize)
+    with torch.autocast(own[0].device.type, enabled=False):
+        relation_s, relation_t = (
+            v @ v.transpose(-2, -1) * v.shape[-1] ** -0.5 for v in (own[2], other[2])
+        )
+        attention = masked_mimic(attend(*mixed), attend(*other), dim=-1, normalize=normalize)
     return attention + masked_mimic(relation_s, relation_t, dim=-1, normalize=normalize)
 
 

@@ -1,5 +1,6 @@
 """Target-aware transformer: each place of the teacher from all places of the student."""
 
+import torch
 from torch import Tensor
 
 from .mimic import masked_mimic
@@ -51,8 +52,9 @@ def target_aware_features(
         )
     q, v = at_least_float32(query), at_least_float32(value)
     key = at_least_float32(teacher.detach()).to(q)
-    logits = key @ q.transpose(1, 2) if orientation == 'paper' else q @ key.transpose(1, 2)
-    return (scale * logits).softmax(-1) @ v
+    with torch.autocast(q.device.type, enabled=False):
+        logits = key @ q.transpose(1, 2) if orientation == 'paper' else q @ key.transpose(1, 2)
+        return (scale * logits).softmax(-1) @ v
 
 
 def target_aware(
