@@ -7,6 +7,11 @@ pooled = dict(type='mmdfkd.PooledSource', renderer=procedural, pool_size=pool_si
 noise = dict(type='mmdfkd.NoiseRenderer')
 refined = dict(
     type='mmdfkd.RefinedSource', source=pooled, every=20, batch=16, steps=8, share=0.25)
+# Objects: a set of scenes made once, drawn alone or among procedural images.
+inverted = dict(
+    type='mmdfkd.LayoutInversionSource', source=pooled, images=128, steps=20, share=1.0)
+mixture = dict(
+    type='mmdfkd.LayoutInversionSource', source=pooled, images=128, steps=20, share=0.25)
 
 model = dict(
     type='mmdfkd.DataFreeDistiller',
