@@ -28,12 +28,14 @@ FIELDS: dict[str, tuple[type, ...]] = {
     'commit': (str,),
     'command': (str,),
 }
+OPTIONAL: dict[str, tuple[type, ...]] = {'synthesis_seconds': _NUMBER}
 """Fields of a result line and their types.
 
 ``student`` is its share of the teacher's parameters; ``row`` names the images (or what else
 varies) and ``init`` the student's start; the first of ``metrics`` is the main one, and ``teacher``
 and ``ceiling`` (the same student distilled on the real training images) are its values for those,
-null where there is none.
+null where there is none. Of :data:`OPTIONAL`, ``synthesis_seconds`` is the part of ``seconds`` that
+preparing and refreshing the image source took.
 """
 
 
@@ -47,10 +49,13 @@ def validate_result(fields: Mapping[str, Any], where: str) -> None:
     Raises:
         ResultError: Names the place and the field.
     """
-    missing, unknown = sorted(FIELDS.keys() - fields.keys()), sorted(fields.keys() - FIELDS.keys())
+    known = FIELDS | OPTIONAL
+    missing, unknown = sorted(FIELDS.keys() - fields.keys()), sorted(fields.keys() - known.keys())
     if missing or unknown:
         raise ResultError(f'{where}: missing fields {missing}, unknown fields {unknown}.')
-    for name, types in FIELDS.items():
+    for name, types in known.items():
+        if name not in fields:
+            continue
         value = fields[name]
         if not isinstance(value, types) or isinstance(value, bool):
             raise ResultError(
@@ -78,7 +83,7 @@ def append_result(path: str | Path, **fields: Any) -> None:
 
     Args:
         path (str | Path): ``docs/results/<benchmark>.jsonl``; made where it does not exist.
-        **fields: All of :data:`FIELDS`.
+        **fields: All of :data:`FIELDS`, any of :data:`OPTIONAL`.
 
     Raises:
         ResultError: If a field is missing, unknown or of a wrong kind; nothing is written.
@@ -91,7 +96,7 @@ def append_result(path: str | Path, **fields: Any) -> None:
             f'not in {path.name}.'
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({name: fields[name] for name in FIELDS})
+    line = json.dumps({name: fields[name] for name in (*FIELDS, *OPTIONAL) if name in fields})
     with path.open('a', encoding='utf-8') as stream:
         stream.write(line + '\n')
 
@@ -145,8 +150,9 @@ def _share(results: list[dict], of: str) -> str:
 def results_markdown(results: list[dict[str, Any]]) -> str:
     """A Markdown table of one benchmark.
 
-    A row for every (set, student, row, init, steps), in the order of the file. Runs that differ in
-    nothing but their seed are averaged: mean ± standard deviation over seeds.
+    A row for every (set, student, row, init, steps): set by set, in each by the student's start and
+    size, largest first, and then in the order of the file. Runs that differ in nothing but their
+    seed are averaged: mean ± standard deviation over seeds.
 
     Raises:
         ResultError: If one seed of one row appears twice.
@@ -161,9 +167,19 @@ def results_markdown(results: list[dict[str, Any]]) -> str:
             )
         group.append(result)
     metrics = list(dict.fromkeys(name for r in results for name in r['metrics']))
+    sets, inits = ([*dict.fromkeys(r[name] for r in results)] for name in ('set', 'init'))
+    # In the order in which the file first names them; sorting is stable.
+    ordered = sorted(
+        groups.values(),
+        key=lambda g: (
+            sets.index(g[0]['set']),
+            inits.index(g[0]['init']),
+            -round(100 * g[0]['student']),
+        ),
+    )
     columns = {
-        'images': lambda g: g[0]['row'],
         'set': lambda g: g[0]['set'],
+        'images': lambda g: g[0]['row'],
         'start': lambda g: g[0]['init'],
         'student': lambda g: f'{100 * g[0]["student"]:.0f} %',
     }
@@ -177,13 +193,18 @@ def results_markdown(results: list[dict[str, Any]]) -> str:
         'teacher': lambda g: (
             _number(g[0]['teacher'], [g[0]['teacher']]) if g[0]['teacher'] is not None else ''
         ),
-        'of teacher': lambda g: _share(g, 'teacher'),
+        'retention': lambda g: _share(g, 'teacher'),
         'of ceiling': lambda g: _share(g, 'ceiling'),
         'steps': lambda g: str(g[0]['steps']),
         'seconds': lambda g: f'{mean(r["seconds"] for r in g):.0f}',
+        'of it synthesis': lambda g: (
+            f'{mean(r["synthesis_seconds"] for r in g):.0f}'
+            if all('synthesis_seconds' in r for r in g)
+            else ''
+        ),
         'seeds': lambda g: 'one seed' if len(g) == 1 else str(len(g)),
     }
-    rows = [[make(group) for make in columns.values()] for group in groups.values()]
+    rows = [[make(group) for make in columns.values()] for group in ordered]
     header = list(columns)
     # A column that says nothing, or the same set everywhere, only widens the table.
     keep = [

@@ -4,7 +4,7 @@ import pytest
 from mmengine.config import Config
 from tiny_runs import ROOT
 
-ROWS = ('noise', 'procedural', 'refined')
+ROWS = ('noise', 'procedural', 'refined', 'inverted', 'mixture')
 # What a set brings: the rest of a run is the same for every set.
 OF_THE_SET = {
     'data_root', 'classes', 'image_scale', 'test_pipeline', 'max_iters', 'train_cfg',

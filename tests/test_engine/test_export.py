@@ -104,6 +104,8 @@ def test_facts_of_the_run(folder):
     assert facts['train_images_read'] == 0 and facts['uses_external_weights'] is False
     assert facts['dataset_classes'] == list(toy.CLASSES)
     assert facts['inheritance'] is not None and facts['seconds'] > 0
+    # The toy's images are rendered as they are loaded.
+    assert 0 <= facts['synthesis_seconds'] < facts['seconds']
 
 
 def test_a_student_of_mmdet_alone_needs_nothing_of_this_project(tmp_path):

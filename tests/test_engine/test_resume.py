@@ -5,6 +5,7 @@ import torch
 import toy
 
 from mmdfkd.engine.hooks.distill import step_seed
+from mmdfkd.inheritance import shrink_config
 
 SOURCE = dict(
     type='mmdfkd.RefinedSource',
@@ -26,10 +27,10 @@ SOURCE = dict(
 
 def _config(folder, **changes):
     # With drop path, which draws from the global generator in every step.
-    teacher = dict(config=toy.whole(toy.detector_model(drop_path=0.4)))
-    teacher['checkpoint'] = str(folder / 'teacher.pth')
-    settings = dict(model_source=SOURCE, model_teacher=teacher, **changes)
-    settings['model_student'] = dict(type='mmdfkd.Shrunk', width=0.5, depth=1.0, init='inherit')
+    student = shrink_config(toy.whole(toy.detector_model()), width=0.5, depth=1.0)
+    student.backbone.drop_path_rate = 0.4
+    settings = dict(model_source=SOURCE, **changes)
+    settings['model_student'] = dict(config=toy.whole(student), init='inherit')
     return toy.run_config(folder, **settings)
 
 
@@ -97,6 +98,12 @@ def test_resuming_equals_going_through(folder, through):
     # What was inherited, and how long that took, is still known.
     _assert_same(through['dfkd_state']['inheritance'], resumed['dfkd_state']['inheritance'])
     assert through['dfkd_state']['inheritance'] is not None
+    # The seconds of both parts count: the first one's are in the checkpoint.
+    half = torch.load(folder / 'run' / 'iter_3.pth', weights_only=False)['dfkd_state']
+    now = resumed['dfkd_state']
+    for part in ('seconds', 'synthesis_seconds'):
+        assert 0 < half[part] < now[part]
+    assert now['synthesis_seconds'] < now['seconds']
     assert not (folder / 'resumed' / 'student_start.pth').exists()
     assert (folder / 'resumed' / 'student.pth').exists()
 

@@ -48,6 +48,7 @@ def test_written_lines_are_read_back(tmp_path):
         (dict(seconds=float('inf')), 'seconds'),
         (dict(teacher=dict(bbox_mAP=0.7)), 'teacher'),
         (dict(extra=1), 'extra'),
+        (dict(synthesis_seconds='1'), 'synthesis_seconds'),
         (dict(benchmark='other'), 'other.jsonl'),
     ],
 )
@@ -85,7 +86,7 @@ def test_seeds_are_averaged():
     ]
     (row,) = _rows(results_markdown(runs))
     assert row['bbox_mAP'] == '0.600 ± 0.100'
-    assert row['of teacher'] == '80.0 %'
+    assert row['retention'] == '80.0 %'
     assert row['of ceiling'] == '93.8 %'
     assert row['seconds'] == '101'
     assert row['seeds'] == '3'
@@ -109,6 +110,37 @@ def test_rows_keep_the_order_of_the_file():
     # Not every run reports it, and the set is the same everywhere.
     assert [r['bbox_mAP_50'] for r in rows] == ['', '0.800', '']
     assert 'set' not in rows[0]
+
+
+def test_rows_are_grouped_by_set_start_and_size():
+    """Lines of an interrupted benchmark come in any order; a later one joins its own."""
+    runs = [
+        result(row='noise'),
+        result(set='cells', row='noise'),
+        result(row='noise', student=0.19),
+        result(row='noise', init='random'),
+        result(row='real'),
+        result(set='cells', row='real'),
+    ]
+    rows = _rows(results_markdown(runs))
+    assert [(r['set'], r['start'], r['student'], r['images']) for r in rows] == [
+        ('digits', 'inherit', '39 %', 'noise'),
+        ('digits', 'inherit', '39 %', 'real'),
+        ('digits', 'inherit', '19 %', 'noise'),
+        ('digits', 'random', '39 %', 'noise'),
+        ('cells', 'inherit', '39 %', 'noise'),
+        ('cells', 'inherit', '39 %', 'real'),
+    ]
+
+
+def test_synthesis_seconds_are_shown_where_known(tmp_path):
+    """Lines written before they were measured stay valid."""
+    path = tmp_path / 'ablation.jsonl'
+    append_result(path, **result())
+    append_result(path, **result(row='inverted', synthesis_seconds=42.4))
+    rows = _rows(results_markdown(read_results(path)))
+    assert [r['of it synthesis'] for r in rows] == ['', '42']
+    assert 'of it synthesis' not in _rows(results_markdown([result()]))[0]
 
 
 def test_percentages_have_two_decimals():

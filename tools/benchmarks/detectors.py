@@ -1,17 +1,29 @@
-"""What images and start are worth: one detector from every source and start, side by side.
+"""What images, start and size are worth: one detector's students side by side, on a set.
 
-    python tools/benchmarks/detectors.py --preset quick
+    python tools/benchmarks/detectors.py --set digits --preset quick
+    python tools/benchmarks/detectors.py --set bccd --preset quick --data-root <folder of the set>
 
-Each run is the main job with another source or start; nothing else differs. A finished run is one
-line of docs/results/detectors.jsonl; a run whose line is there is not repeated, so an interrupted
-benchmark goes on.
+Each run is the set's main job with other images, another start or a smaller student; nothing else
+differs. A finished run is one line of docs/results/detectors.jsonl, written at once; a run whose
+line is there is not repeated, so an interrupted benchmark goes on.
+
+quick: one seed. The inherited student of 40 % with every row; the inherited one of 20 % and the
+random one of 40 % with procedural images, the best data-free row, and the real images. The best is
+the row of the highest mAP among the finished lines of the inherited 40 %: those runs are being
+reported, and nothing of any run is set by it but that it is reported for the other students, too.
+full: three seeds, more steps, every row with every size and start; for long runs.
 """
 
 import argparse
 import json
+import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
@@ -20,148 +32,499 @@ from mmdfkd.utils.launch import fail_clearly, use_all_cores
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'docs' / 'results' / 'detectors.jsonl'
-# The rows' configs: the main job and what differs from it.
-CONFIGS = {
-    'noise': 'configs/digits/dfkd_noise.py',
-    'procedural': 'configs/digits/dfkd_procedural.py',
-    'procedural + refinement': 'configs/digits/dfkd_refined.py',
-    'real (ceiling)': 'configs/digits/dfkd_real.py',
-}
+
 REAL = 'real (ceiling)'
+PROCEDURAL = 'procedural'
 START = '0 steps'
-# Steps of the first schedule in configs/dfkd_vitdet.py.
+BEST = 'the best data-free row'
+# The ceiling first: the other rows are measured against it.
+ROWS = {
+    REAL: 'dfkd_real.py',
+    'noise': 'dfkd_noise.py',
+    PROCEDURAL: 'dfkd_procedural.py',
+    'procedural + refinement': 'dfkd_refined.py',
+    'layout inversion': 'dfkd_inverted.py',
+    'mixture': 'dfkd_mixture.py',
+}
+# Most of the teacher's parameters that a student has, in percent, and what its shape changes in the
+# config. Of the shapes under 20 % these keep four of six blocks, two of them global, as 40 % has.
+SIZES: dict[int, dict[str, float]] = {
+    40: {},
+    20: dict(width=0.5, depth=0.67, mlp=0.4, neck=0.5, head=0.5),
+}
+INITS = ('inherit', 'random')
+METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_s')
+# Steps of the first schedule of every run's config, which stay; the second one takes the rest.
 WARMUP = 50
-PRESETS = dict(quick=dict(steps=300, seeds=(0,)), full=dict(steps=1000, seeds=(0, 1, 2)))
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--preset', choices=PRESETS, default='quick')
-    parser.add_argument('--rows', nargs='+', choices=CONFIGS, default=list(CONFIGS))
-    parser.add_argument(
-        '--inits', nargs='+', choices=['inherit', 'random'], default=['inherit', 'random']
-    )
-    parser.add_argument('--work-dir', default='work_dirs/benchmark_detectors')
-    return parser.parse_args()
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """Where a set's runs are, and what is the set's own.
+
+    Attributes:
+        configs: Folder of the configs.
+        batch: Images a step.
+        steps: Of an inherited student, by preset.
+        random_factor: A random student takes this many times the steps.
+        random_options: Settings of random students' runs: they start far from the teacher.
+    """
+
+    configs: str
+    batch: int
+    steps: Mapping[str, int]
+    random_factor: int = 3
+    random_options: tuple[str, ...] = ('optim_wrapper.optimizer.lr=2e-3',)
 
 
-def done(row: str, init: str, seed: int, steps: int) -> dict | None:
-    """The committed line of a run, if it is there."""
-    if RESULTS.is_file():
-        for line in RESULTS.read_text().splitlines():
-            fields = json.loads(line)
-            if (fields['row'], fields['init'], fields['seed'], fields['steps']) == (
-                row,
-                init,
-                seed,
-                steps,
-            ):
-                return fields
+SETS = {
+    'digits': BenchmarkSet('configs/digits', 16, dict(quick=300, full=1000)),
+    'bccd': BenchmarkSet('configs/bccd', 8, dict(quick=300, full=1000)),
+}
+SEEDS = dict(quick=(0,), full=(0, 1, 2))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the results, done or not: what identifies it."""
+
+    set: str
+    size: int
+    row: str
+    init: str
+    seed: int
+    steps: int
+
+    @property
+    def config(self) -> Path:
+        """The row's config; a start is taken from the procedural run's."""
+        return ROOT / SETS[self.set].configs / ROWS.get(self.row, ROWS[PROCEDURAL])
+
+    @property
+    def name(self) -> str:
+        """Name of its work directory."""
+        row = self.row.split(' (')[0].replace(' + ', '_').replace(' ', '_')
+        return f'{self.set}_{self.size}_{row}_{self.init}_{self.steps}_s{self.seed}'
+
+    def __str__(self) -> str:
+        student = f'{self.set}, {self.size} %, {self.init}'
+        steps = '' if self.row == START else f', {self.steps} steps'
+        return f'{student}: {self.row}{steps}, seed {self.seed}'
+
+
+def identity(line: Mapping[str, Any]) -> Run:
+    """The run that a line of the results is of."""
+    size = min((s for s in SIZES if line['student'] <= s / 100), default=max(SIZES))
+    return Run(line['set'], size, line['row'], line['init'], line['seed'], line['steps'])
+
+
+def read_lines() -> dict[Run, dict[str, Any]]:
+    """The finished runs."""
+    from mmdfkd.evaluation import read_results
+
+    if not RESULTS.is_file() or not RESULTS.read_text().strip():
+        return {}
+    return {identity(line): line for line in read_results(RESULTS)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which runs are asked for.
+
+    Attributes:
+        set: Name of the set.
+        preset: ``quick`` or ``full``.
+        rows: Rows of every student; None takes the preset's.
+        inits: Starts.
+        sizes: Sizes in percent.
+        seeds: Seeds.
+        steps: Of inherited students; None takes the set's.
+    """
+
+    set: str
+    preset: str = 'quick'
+    rows: Sequence[str] | None = None
+    inits: Sequence[str] = INITS
+    sizes: Sequence[int] = tuple(SIZES)
+    seeds: Sequence[int] = field(default=(0,))
+    steps: int | None = None
+
+    def run(self, size: int, row: str, init: str, seed: int) -> Run:
+        """One run of the plan."""
+        own = SETS[self.set]
+        steps = self.steps or own.steps[self.preset]
+        if init == 'random':
+            steps *= own.random_factor
+        return Run(self.set, size, row, init, seed, 0 if row == START else steps)
+
+    def missing_rows(self) -> dict[str, Path]:
+        """Rows that cannot be run: their config is not there."""
+        configs = {row: self.run(40, row, 'inherit', 0).config for row in self.rows or ROWS}
+        return {row: path for row, path in configs.items() if not path.is_file()}
+
+    def possible_rows(self) -> list[str]:
+        """The rows that are asked for and can be run, in the order of :data:`ROWS`.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        missing = self.missing_rows()
+        rows = [row for row in ROWS if row in (self.rows or ROWS) and row not in missing]
+        if not rows:
+            raise FileNotFoundError(
+                f'No row can be run: {", ".join(map(str, missing.values()))} not there.'
+            )
+        return rows
+
+    def best(self, lines: Mapping[Run, Mapping], seed: int) -> str | None:
+        """The data-free row of the highest mAP of inherited 40 %; None while one is not done."""
+        runs = {
+            row: self.run(40, row, 'inherit', seed) for row in self.possible_rows() if row != REAL
+        }
+        if not runs or any(run not in lines for run in runs.values()):
+            return None
+        return max(runs, key=lambda row: lines[runs[row]]['metrics'][METRICS[0]])
+
+    def rows_of(
+        self, size: int, init: str, seed: int, lines: Mapping[Run, Mapping]
+    ) -> tuple[str, ...]:
+        """The rows of one size and start; :data:`BEST` stands for a row that is not known yet."""
+        rows = self.possible_rows()
+        if self.rows is not None or self.preset == 'full' or (size, init) == (40, 'inherit'):
+            return tuple(rows)
+        best = self.best(lines, seed)
+        chosen = tuple(row for row in rows if row in (REAL, PROCEDURAL, best))
+        return chosen if best else (*chosen, BEST)
+
+    def runs(self, lines: Mapping[Run, Mapping]) -> Iterator[Run]:
+        """Every run, in the order they are made.
+
+        In quick, the small and the random student's rows depend on the finished lines.
+        """
+        students = [(40, 'inherit'), (20, 'inherit'), (40, 'random')]
+        if self.preset == 'full':
+            students.append((20, 'random'))
+        for seed in self.seeds:
+            for size, init in students:
+                if size not in self.sizes or init not in self.inits:
+                    continue
+                first, *rest = self.rows_of(size, init, seed, lines)
+                yield self.run(size, first, init, seed)
+                # Behind a run that has made the start; the ceiling's, where that is asked for.
+                if init == 'inherit':
+                    yield self.run(size, START, init, seed)
+                for row in rest:
+                    yield self.run(size, row, init, seed)
+
+
+def next_run(plan: Plan, lines: Mapping[Run, Mapping]) -> Run | None:
+    """The first run of a plan that has no line yet, and of which is known what it is."""
+    runs = plan.runs(lines)
+    return next((run for run in runs if run not in lines and run.row != BEST), None)
+
+
+def estimate(run: Run, lines: Mapping[Run, Mapping]) -> float | None:
+    """Seconds a run will take, by the lines of its row, or else of any row of its set."""
+    for rows in ((run.row,), ROWS):
+        rates = [
+            line['seconds'] / known.steps
+            for known, line in lines.items()
+            if known.set == run.set and known.row in rows and known.steps
+        ]
+        if rates:
+            return run.steps * sum(rates) / len(rates)
     return None
 
 
-def train(row: str, init: str, seed: int, steps: int, work_dir: Path) -> list[str]:
-    """Run the ordinary train tool; returns its command."""
+def describe(plan: Plan, lines: Mapping[Run, Mapping]) -> str:
+    """The plan as text: what is done, what is to do and about how long it takes."""
+    text, total, unknown = [], 0.0, 0
+    for run in plan.runs(lines):
+        if run in lines:
+            found = lines[run]['metrics'][METRICS[0]]
+            text.append(f'done     {run}: {found:.3f} {METRICS[0]}')
+            continue
+        seconds = estimate(run, lines)
+        total += seconds or 0
+        unknown += seconds is None and run.row != START
+        about = f' (about {seconds:.0f} s)' if seconds else ''
+        text.append(f'to run   {run}{about}')
+    for row, path in plan.missing_rows().items():
+        text.append(f'skipped  {row}: {path.relative_to(ROOT)} is not there')
+    text.append(
+        f'About {total / 60:.0f} minutes by the finished lines'
+        + (f', without {unknown} runs that nothing is known of.' if unknown else '.')
+    )
+    return '\n'.join(text)
+
+
+def moved(cfg: Mapping, data_root: str) -> dict[str, str]:
+    """Dotted settings that make a config read its set from another folder.
+
+    Args:
+        cfg (Mapping): The config; its ``data_root`` begins every path of the set.
+        data_root (str): The other folder.
+
+    Raises:
+        KeyError: If the config has no ``data_root``.
+    """
+    old = cfg.get('data_root')
+    if not old:
+        raise KeyError(f"--data-root: {getattr(cfg, 'filename', 'the config')} has no 'data_root'.")
+    new = os.path.join(data_root, '')
+
+    def walk(value: Any, key: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                yield from walk(inner, f'{key}.{name}')
+        elif isinstance(value, str) and value.startswith(old):
+            yield key, new + value[len(old) :]
+
+    parts = [f'{s}_{p}' for s in ('train', 'val', 'test') for p in ('dataloader', 'evaluator')]
+    return dict(found for part in parts if part in cfg for found in walk(cfg[part], part))
+
+
+def check_files(plan: Plan, data_root: str | None) -> None:
+    """Refuse to start without the set or the teacher.
+
+    Raises:
+        FileNotFoundError: Names what is missing and how to get it.
+    """
+    config = ROOT / SETS[plan.set].configs / ROWS[PROCEDURAL]
+    cfg = Config.fromfile(config)
+    root = Path(data_root or cfg.data_root)
+    files = dict(test=cfg.test_dataloader.dataset.ann_file)
+    if REAL in plan.possible_rows():
+        real = Config.fromfile(ROOT / SETS[plan.set].configs / ROWS[REAL])
+        files['train'] = real.train_dataloader.dataset.ann_file
+    for split, name in files.items():
+        path = root / name
+        if not path.is_file():
+            make = (
+                'run tools/dataset_converters/digits_detection.py'
+                if plan.set == 'digits'
+                else f'put the set there (see {SETS[plan.set].configs}/README.md) or name its '
+                'folder with --data-root'
+            )
+            raise FileNotFoundError(
+                f'The {split} split of {plan.set}, {path}, is not there: {make}.'
+            )
+    checkpoint = Path(cfg.model.teacher.checkpoint)
+    if not checkpoint.is_file():
+        raise FileNotFoundError(
+            f'The teacher of {plan.set}, {checkpoint}, is not there: see '
+            f'{SETS[plan.set].configs}/README.md for how it is trained.'
+        )
+
+
+def options_of(run: Run, data_root: str | None = None) -> list[str]:
+    """What a run changes in its row's config."""
+    own = SETS[run.set]
+    steps = run.steps or 1
     options = [
         f'train_cfg.max_iters={steps}',
-        f'train_cfg.val_interval={steps}',
-        f'param_scheduler.1.end={steps}',
-        f'param_scheduler.1.T_max={steps - WARMUP}',
-        f'randomness.seed={seed}',
-        f'model.student.init={init}',
+        f'train_dataloader.batch_size={own.batch}',
+        f'randomness.seed={run.seed}',
+        f'model.student.init={run.init}',
+        *(f'model.student.{name}={value}' for name, value in SIZES[run.size].items()),
+        # The student is tested below; nothing is validated meanwhile.
+        'val_cfg=None',
+        'val_dataloader=None',
+        'val_evaluator=None',
     ]
-    command = [
-        'tools/train.py',
-        CONFIGS[row],
-        '--overwrite',
-        '--work-dir',
-        str(work_dir),
-        '--cfg-options',
-        *options,
+    if run.steps:
+        options += [
+            f'param_scheduler.1.end={steps}',
+            f'param_scheduler.1.T_max={steps - WARMUP}',
+        ]
+    else:
+        # Only its start is wanted.
+        options.append('model.source.pool_size=16')
+    if run.init == 'random':
+        options += own.random_options
+    if data_root:
+        found = moved(Config.fromfile(run.config), data_root)
+        options += [f'{k}={v}' for k, v in found.items() if not k.startswith('val_')]
+    return options
+
+
+def command_of(run: Run, work_dir: Path, data_root: str | None = None) -> list[str]:
+    """The ordinary train tool's command line."""
+    config = run.config.relative_to(ROOT).as_posix()
+    options = options_of(run, data_root)
+    return [
+        *('tools/train.py', config, '--overwrite', '--work-dir', str(work_dir)),
+        *('--cfg-options', *options),
     ]
-    with (work_dir.with_suffix('.log')).open('w') as log:
+
+
+def train(run: Run, work_dir: Path, data_root: str | None) -> list[str]:
+    """Run the train tool; returns its command.
+
+    Raises:
+        RuntimeError: If it fails; names its log.
+    """
+    command = command_of(run, work_dir, data_root)
+    log = work_dir.with_name(work_dir.name + '.log')
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get('PYTHONPATH')) if p)
+    with log.open('w') as stream:
         status = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=os.environ | dict(PYTHONPATH=path),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
         ).returncode
     if status:
-        raise RuntimeError(f'{row}, {init}: the run failed; see {work_dir.with_suffix(".log")}.')
+        raise RuntimeError(f'{run}: the run failed; see {log}.')
     return command
 
 
 def measure(work_dir: Path, checkpoint: str, config: str = 'student_config.py') -> tuple[dict, int]:
     """Test a network of a finished run: its metrics and its number of parameters."""
-    from mmdfkd.evaluation import test_network
+    from mmdfkd.evaluation import count_parameters, test_network
 
     tested = test_network(Config.fromfile(work_dir / config), checkpoint, work_dir / 'test.log')
-    metrics = {k.split('/')[-1]: round(float(v), 4) for k, v in tested.metrics.items()}
-    keep = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_s')
-    return {k: metrics[k] for k in keep}, sum(p.numel() for p in tested.net.parameters())
+    found = {k.split('/')[-1]: round(float(v), 4) for k, v in tested.metrics.items()}
+    # mmdet's COCO metric returns nothing at all where a network detects nothing.
+    found = {k: found.get(k, 0.0) for k in METRICS}
+    # COCO's -1: the set has no object of that size.
+    return {k: v for k, v in found.items() if v >= 0}, count_parameters(tested.net)[0]
 
 
-def main() -> None:
+@dataclass
+class Benchmark:
+    """Makes runs and writes their lines.
+
+    Attributes:
+        root: Where the work directories are.
+        shown: The same as it is shown in the lines.
+        data_root: Where the set is, if elsewhere than its config says.
+        teacher: Its mAP and parameters, once measured.
+        starts: Work directories of this process's runs by (size, seed), with the inherited start.
+    """
+
+    root: Path
+    shown: str
+    data_root: str | None = None
+    teacher: tuple[float, int] | None = None
+    starts: dict[tuple[int, int], tuple[Path, list[str]]] = field(default_factory=dict)
+
+    def make(self, run: Run, lines: Mapping[Run, Mapping]) -> dict[str, Any]:
+        """Make one run and append its line.
+
+        Returns:
+            dict: The line.
+        """
+        from mmdfkd.evaluation import append_result
+
+        start = run.row == START
+        if start and (run.size, run.seed) in self.starts:
+            work_dir, command = self.starts[run.size, run.seed]
+        else:
+            work_dir = self.root / run.name
+            command = train(run, work_dir, self.data_root)
+            if run.init == 'inherit':
+                self.starts[run.size, run.seed] = work_dir, command
+        facts = json.loads((work_dir / 'run.json').read_text())
+        if self.teacher is None:
+            metrics, parameters = measure(
+                work_dir, facts['teacher_checkpoint'], 'teacher_config.py'
+            )
+            self.teacher = metrics[METRICS[0]], parameters
+        student = 'student_start.pth' if start else 'student.pth'
+        metrics, parameters = measure(work_dir, str(work_dir / student))
+        seconds = facts['seconds'] if not start else (facts['inheritance'] or {}).get('seconds', 0)
+        line = dict(
+            benchmark=RESULTS.stem,
+            set=run.set,
+            student=round(parameters / self.teacher[1], 4),
+            row=run.row,
+            init=run.init,
+            seed=run.seed,
+            metrics=metrics,
+            teacher=self.teacher[0],
+            ceiling=self._ceiling(run, lines, metrics),
+            steps=0 if start else facts['steps'],
+            seconds=round(seconds, 1),
+            synthesis_seconds=0.0 if start else facts['synthesis_seconds'],
+            threads=facts['threads'],
+            commit=facts['commit'],
+            command=self._shown(command),
+        )
+        if identity(line) != run:
+            raise ValueError(f'The line of {run} would be taken for {identity(line)}.')
+        append_result(RESULTS, **line)
+        return line
+
+    def _shown(self, command: Sequence[str]) -> str:
+        """A command without the machine's paths."""
+        text = shlex.join(['python', *command]).replace(str(self.root), self.shown)
+        return (
+            text.replace(os.path.join(self.data_root, ''), 'DATA_ROOT/') if self.data_root else text
+        )
+
+    @staticmethod
+    def _ceiling(run: Run, lines: Mapping[Run, Mapping], metrics: Mapping) -> float | None:
+        """What the real images gave the same student; a start has no steps to agree on."""
+        if run.row == REAL:
+            return metrics[METRICS[0]]
+        for known, line in reversed(lines.items()):
+            alike = (known.set, known.size, known.init, known.seed, known.row) == (
+                *(run.set, run.size, run.init, run.seed, REAL),
+            )
+            if alike and run.steps in (0, known.steps):
+                return line['metrics'][METRICS[0]]
+        return None
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--set', choices=SETS, default='digits')
+    parser.add_argument('--preset', choices=SEEDS, default='quick')
+    parser.add_argument(
+        '--rows', nargs='+', choices=ROWS, help="of every student; the preset's by default"
+    )
+    parser.add_argument('--inits', nargs='+', choices=INITS, default=list(INITS))
+    parser.add_argument(
+        '--sizes', nargs='+', type=int, choices=SIZES, default=list(SIZES),
+        help="most of the teacher's parameters, in percent",
+    )  # fmt: skip
+    parser.add_argument('--seeds', nargs='+', type=int, help="the preset's by default")
+    parser.add_argument(
+        '--steps', type=int, help="steps of an inherited student; the set's and preset's by default"
+    )
+    parser.add_argument('--data-root', help="folder of the set; the configs' data_root by default")
+    parser.add_argument('--work-dir', default='work_dirs/benchmark_detectors')
+    parser.add_argument('--dry-run', action='store_true', help='print the plan and stop')
+    args = parser.parse_args(argv)
+    if args.steps is not None and args.steps <= WARMUP:
+        parser.error(f'--steps must be more than the {WARMUP} of the warm-up')
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
     """Run what is missing, one run after the other, and say what each gave."""
-    args = parse_args()
+    args = parse_args(argv)
+    seeds = tuple(args.seeds or SEEDS[args.preset])
+    plan = Plan(args.set, args.preset, args.rows, args.inits, args.sizes, seeds, args.steps)
+    print(describe(plan, read_lines()), flush=True)
+    if args.dry_run:
+        return
+    data_root = str(Path(args.data_root).resolve()) if args.data_root else None
+    check_files(plan, data_root)
     use_all_cores()
-    preset = PRESETS[args.preset]
     root = Path(args.work_dir).resolve()
     root.mkdir(parents=True, exist_ok=True)
-    # The ceiling first: the other rows are measured against it.
-    rows = sorted(args.rows, key=lambda row: row != REAL)
-    teacher: tuple[float, int] | None = None
-    from mmdfkd.evaluation import append_result
-
-    for seed in preset['seeds']:
-        for init in args.inits:
-            ceiling = done(REAL, init, seed, preset['steps'])
-            ceiling = ceiling['metrics']['bbox_mAP'] if ceiling else None
-            for row in rows:
-                if done(row, init, seed, preset['steps']):
-                    continue
-                work_dir = root / f'{row.split(" (")[0].replace(" + ", "_")}_{init}_s{seed}'
-                command = train(row, init, seed, preset['steps'], work_dir)
-                run = json.loads((work_dir / 'run.json').read_text())
-                if teacher is None:
-                    metrics, parameters = measure(
-                        work_dir, run['teacher_checkpoint'], 'teacher_config.py'
-                    )
-                    teacher = (metrics['bbox_mAP'], parameters)
-                metrics, parameters = measure(work_dir, str(work_dir / 'student.pth'))
-                if row == REAL:
-                    ceiling = metrics['bbox_mAP']
-                shown = ' '.join(['python', *command]).replace(str(root), args.work_dir)
-                common = dict(
-                    benchmark=RESULTS.stem,
-                    set='digits',
-                    student=round(parameters / teacher[1], 4),
-                    init=init,
-                    seed=seed,
-                    teacher=teacher[0],
-                    ceiling=ceiling,
-                    threads=run['threads'],
-                    commit=run['commit'],
-                    command=shown,
-                )
-                if init == 'inherit' and not done(START, init, seed, 0):
-                    start, _ = measure(work_dir, str(work_dir / 'student_start.pth'))
-                    seconds = round((run['inheritance'] or {}).get('seconds', 0), 1)
-                    append_result(
-                        RESULTS, row=START, metrics=start, steps=0, seconds=seconds, **common
-                    )
-                append_result(
-                    RESULTS,
-                    row=row,
-                    metrics=metrics,
-                    steps=run['steps'],
-                    seconds=run['seconds'],
-                    **common,
-                )
-                print(
-                    f'{row}, {init}, seed {seed}: {metrics} of {teacher[0]}, ceiling {ceiling}',
-                    flush=True,
-                )
+    benchmark = Benchmark(root, args.work_dir, data_root)
+    while (run := next_run(plan, lines := read_lines())) is not None:
+        line = benchmark.make(run, lines)
+        print(
+            f'{run}: {line["metrics"]} of {line["teacher"]}, ceiling {line["ceiling"]}', flush=True
+        )
 
 
 if __name__ == '__main__':

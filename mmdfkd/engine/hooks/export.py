@@ -94,6 +94,7 @@ class StudentExportHook(Hook):
         """The clock of the whole run: inheriting and preparing the source count."""
         self._began = time.time()
         self._before = 0.0
+        self._synthesised_before = 0.0
 
     @master_only
     def before_train(self, runner) -> None:
@@ -103,8 +104,9 @@ class StudentExportHook(Hook):
             self._export(runner, STUDENT_START)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Seconds so far: a resumed run adds to them."""
+        """Seconds so far, all and those of the synthesis: a resumed run adds to them."""
         checkpoint.setdefault('dfkd_state', {})['seconds'] = self._seconds()
+        checkpoint['dfkd_state']['synthesis_seconds'] = self._synthesis_seconds(runner)
         checkpoint['dfkd_state']['inheritance'] = self._inheritance(runner)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -112,6 +114,7 @@ class StudentExportHook(Hook):
         if runner._resume:
             state = checkpoint.get('dfkd_state', {})
             self._before = state.get('seconds', 0.0)
+            self._synthesised_before = state.get('synthesis_seconds', 0.0)
             self._inherited = state.get('inheritance')
 
     _inherited: dict | None = None
@@ -123,6 +126,10 @@ class StudentExportHook(Hook):
 
     def _seconds(self) -> float:
         return self._before + time.time() - self._began
+
+    def _synthesis_seconds(self, runner) -> float:
+        """Seconds of preparing and refreshing the source; a resumed run prepares it again."""
+        return self._synthesised_before + distiller_of(runner).synthesis_seconds
 
     @master_only
     def after_train(self, runner) -> None:
@@ -139,6 +146,7 @@ class StudentExportHook(Hook):
                 seed=runner.seed,
                 steps=runner.iter,
                 seconds=round(seconds, 1),
+                synthesis_seconds=round(self._synthesis_seconds(runner), 1),
                 threads=torch.get_num_threads(),
                 train_images_read=DataAudit.install_once().images_read,
                 data_free=distiller.data_free,
