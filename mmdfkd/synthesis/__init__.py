@@ -1,6 +1,7 @@
 """How training images come about where there are none."""
 
 from .augment import LightAugment
+from .bank import ReplayBank
 from .frozen import frozen
 from .priors import DivergencePrior, Prior, SynthesisContext, TargetPrior, TotalVariationPrior
 from .sources import (
@@ -19,6 +20,7 @@ __all__ = [
     'Prior',
     'RefinedSource',
     'RenderedSource',
+    'ReplayBank',
     'SynthesisContext',
     'SyntheticSource',
     'TargetPrior',
