@@ -29,7 +29,8 @@ class ReplayBank:
     content, that appears whole or not at all. A checkpoint keeps :meth:`index`, which names the
     segments and their checksums; :meth:`restore` goes back to exactly that bank. Segments written
     after the checkpoint are ignored, and a resumed run that makes the same images makes the same
-    files. Without a folder everything is in memory and the index carries the content.
+    files. A power cut may lose what the system had not yet put on disk; the checksum tells. Without
+    a folder everything is in memory and the index carries the content.
 
     Images have ids that never change. Process ``rank`` of ``world`` owns the ids with ``id % world
     == rank``: it gives these to its images, draws only these, and writes only files with its rank

@@ -48,7 +48,7 @@ def encode(
             raise ValueError(f'ReplayBank: {count} images but {len(value)} of {key}.')
         if isinstance(value, Tensor):
             # A copy: a segment never changes, whatever becomes of the tensor.
-            arrays[key] = value.detach().cpu().contiguous().numpy().copy()
+            arrays[key] = value.detach().cpu().numpy().copy()
             return
         # End to end, and the places where the parts begin.
         arrays[key] = torch.cat([part.detach().cpu() for part in value]).numpy()
@@ -128,7 +128,7 @@ def decode(
         answers['logits'] = dense_probabilities(
             found['topk.values'], found['topk.indices'], int(meta['classes'])
         ).log()
-    return found['images'].float() / 255, Targets(**shown), answers or None
+    return found['images'].float().div_(255), Targets(**shown), answers or None
 
 
 def fields(arrays: Arrays, meta: Mapping[str, str]) -> dict[str, str]:
@@ -159,13 +159,13 @@ def _pixels(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images
     images = images.detach().float()
-    low, high = float(images.min()), float(images.max())
+    low, high = (float(bound) for bound in images.aminmax())
     if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise ValueError(
             f'ReplayBank: images must lie in [0, 1], these reach from {low:.3g} to {high:.3g}: '
             'hand over pixels, not what a normaliser made of them.'
         )
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+    return images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _compact(name: str, value: Tensor, exact: bool) -> Tensor:
