@@ -58,7 +58,7 @@ def tokens(prefix, grid, dims, batch=3):
 def test_manifold_is_the_mean_over_pairs_without_prefix_tokens():
     s = {'a': tokens(2, (4, 4), 6), 'b': tokens(2, (4, 4), 6)}
     t = {'x': tokens(1, (4, 4), 9), 'y': tokens(1, (4, 4), 9)}
-    head = ManifoldHead(['a', 'b'], ['x', 'y'], prefix_tokens=(2, 1))
+    head = ManifoldHead(taps_student=['a', 'b'], taps_teacher=['x', 'y'], prefix_tokens=(2, 1))
     assert head.needs == Needs(taps_student=('a', 'b'), taps_teacher=('x', 'y'))
     found = run(head, seen(s), seen(t))
     pairs = [(s[i][:, 2:], t[j][:, 1:]) for i, j in ('ax', 'by')]
@@ -74,7 +74,7 @@ def test_manifold_is_the_mean_over_pairs_without_prefix_tokens():
 def test_manifold_with_prefix_and_single_terms():
     s, t = {'a': tokens(2, (4, 4), 6)}, {'a': tokens(1, (4, 4), 9)}
     options = {'inter_weight': 0, 'random_weight': 0, 'prefix_tokens': (2, 1)}
-    found = run(ManifoldHead(['a'], with_prefix=True, **options), seen(s), seen(t))
+    found = run(ManifoldHead(taps_student=['a'], with_prefix=True, **options), seen(s), seen(t))
     own = torch.cat([s['a'][:, :1], s['a'][:, 2:]], 1)  # the class token, not the second
     assert set(found) == {'loss_manifold_intra'}
     assert torch.isclose(found['loss_manifold_intra'], 4 * L.intra_image(own, t['a']))
@@ -87,14 +87,14 @@ def test_manifold_of_unequal_grids_resizes_the_student_or_merges_both():
     patches_t = t['a'].flatten(1, 2)
     maps = s['a'][:, 1:].transpose(1, 2).unflatten(2, (2, 4))
     own = F.interpolate(maps, size=(4, 8), mode='bilinear').flatten(2).transpose(1, 2)
-    found = run(ManifoldHead(['a'], **options), *views)
+    found = run(ManifoldHead(taps_student=['a'], **options), *views)
     assert torch.isclose(found['loss_manifold_intra'], 4 * L.intra_image(own, patches_t))
 
 
 def test_merging_brings_unequal_grids_together_without_resizing():
     s, t = {'a': tokens(1, (4, 4), 6)}, {'a': tokens(0, (8, 8), 9)}
     options = {'inter_weight': 0, 'random_weight': 0, 'prefix_tokens': (1, 0)}
-    found = run(ManifoldHead(['a'], merge=2, **options), seen(s), seen(t))
+    found = run(ManifoldHead(taps_student=['a'], merge=2, **options), seen(s), seen(t))
     merged = (
         L.merge_patches(s['a'][:, 1:], (4, 4), (2, 2)),
         L.merge_patches(t['a'], (8, 8), (2, 2)),
@@ -104,13 +104,13 @@ def test_merging_brings_unequal_grids_together_without_resizing():
 
 def test_qkv_relation_of_tokens_and_of_windows():
     s, t = {'q': tokens(2, (4, 4), 12)}, {'q': tokens(1, (4, 4), 24)}
-    head = QKVRelationHead(['q'], prefix_tokens=(2, 1), relation_heads=2)
+    head = QKVRelationHead(taps_student=['q'], prefix_tokens=(2, 1), relation_heads=2)
     own = torch.cat([s['q'][:, :1], s['q'][:, 2:]], 1)
     expected = L.qkv_relation(L.split_qkv(own), L.split_qkv(t['q']), 2)
     assert torch.isclose(run(head, seen(s), seen(t))['loss_qkv'], expected)
     # Windows of Swin fill no grid of the image's proportions.
     s, t = {'q': torch.randn(8, 49, 12)}, {'q': torch.randn(8, 49, 24)}
-    head = QKVRelationHead(['q'], prefix_tokens=0)
+    head = QKVRelationHead(taps_student=['q'], prefix_tokens=0)
     expected = L.qkv_relation(L.split_qkv(s['q']), L.split_qkv(t['q']))
     views = seen(s, size=(56, 112)), seen(t, size=(56, 112))
     assert torch.isclose(run(head, *views)['loss_qkv'], expected)
@@ -119,14 +119,14 @@ def test_qkv_relation_of_tokens_and_of_windows():
 def test_similarity_and_rkd():
     s, t = {'a': tokens(1, (4, 4), 6)}, {'a': tokens(1, (4, 4), 9)}
     patches = s['a'][:, 1:], t['a'][:, 1:]
-    found = run(SelfSimilarityHead(['a'], temperature=0.3), seen(s), seen(t))
+    found = run(SelfSimilarityHead(taps_student=['a'], temperature=0.3), seen(s), seen(t))
     assert torch.isclose(found['loss_similarity'], L.token_self_similarity(*patches, 0.3))
     for pool in ('mean', 'prefix'):
         pooled = [
             x.mean(1) if pool == 'mean' else y['a'][:, 0]
             for x, y in zip(patches, (s, t), strict=True)
         ]
-        found = run(RKDHead(['a'], pool=pool), seen(s), seen(t))
+        found = run(RKDHead(taps_student=['a'], pool=pool), seen(s), seen(t))
         assert torch.isclose(found['loss_rkd_distance'], 25 * L.rkd_distance(*pooled))
         assert torch.isclose(found['loss_rkd_angle'], 50 * L.rkd_angle(*pooled))
 
@@ -140,13 +140,12 @@ def test_rkd_of_vectors_and_of_a_distilled_pair():
 @pytest.mark.parametrize(
     ('call', 'message'),
     [
-        (lambda: ManifoldHead(['a', 'b'], ['x']), 'as many'),
-        (lambda: ManifoldHead('backbone.layers.0'), 'list of names'),
-        (lambda: ManifoldHead(['a'], prefix_tokens=(1, 2, 3)), 'prefix_tokens'),
+        (lambda: ManifoldHead(taps_student=['a', 'b'], taps_teacher=['x']), 'as many'),
+        (lambda: ManifoldHead(taps_student=['a'], levels=[0]), 'one kind'),
         (lambda: ManifoldHead(intra_weight=0, inter_weight=0, random_weight=0), 'zero'),
-        (lambda: ManifoldHead(['a'], merge=2, with_prefix=True), 'merged'),
+        (lambda: ManifoldHead(taps_student=['a'], merge=2, with_prefix=True), 'merged'),
         (lambda: QKVRelationHead(), 'without attention'),
-        (lambda: QKVRelationHead(['a'], relation_heads=0), 'relation_heads'),
+        (lambda: QKVRelationHead(taps_student=['a'], relation_heads=0), 'relation_heads'),
         (lambda: RKDHead(pool='max'), 'pool'),
         (lambda: LogitHead(loss='mse'), 'dkd'),
         (lambda: LogitHead(loss={'type': 'dkd', 'gamma': 1}), 'alpha'),
@@ -157,15 +156,23 @@ def test_rkd_of_vectors_and_of_a_distilled_pair():
         (lambda: DistillationTokenHead(labels='own'), 'target'),
         (lambda: DistillationTokenHead().bind(nn.Identity(), nn.Identity()), 'DeiTClsHead'),
         (lambda: run(ManifoldHead(), *[seen(feature=torch.zeros(2, 3))] * 2), 'tap blocks'),
-        (lambda: run(ManifoldHead(['a']), *[seen({'a': tokens(0, (4, 4), 6)})] * 2), 'no grid'),
-        (lambda: run(ManifoldHead(['a']), *[seen({'a': torch.zeros(2, 1, 6)})] * 2), 'precede'),
         (
-            lambda: run(ManifoldHead(['a'], merge=3), *[seen({'a': tokens(1, (4, 4), 6)})] * 2),
+            lambda: run(ManifoldHead(taps_student=['a']), *[seen({'a': tokens(0, (4, 4), 6)})] * 2),
+            'no grid',
+        ),
+        (
+            lambda: run(ManifoldHead(taps_student=['a']), *[seen({'a': torch.zeros(2, 1, 6)})] * 2),
+            'no grid',
+        ),
+        (
+            lambda: run(
+                ManifoldHead(taps_student=['a'], merge=3), *[seen({'a': tokens(1, (4, 4), 6)})] * 2
+            ),
             'divisors',
         ),
         (
             lambda: run(
-                QKVRelationHead(['q']),
+                QKVRelationHead(taps_student=['q']),
                 seen({'q': torch.zeros(2, 17, 7)}),
                 seen({'q': torch.zeros(2, 17, 6)}),
             ),
@@ -181,7 +188,7 @@ def test_errors(call, message):
 def test_a_relation_head_that_knows_no_widths():
     view = seen({'a': tokens(1, (4, 4), 6)})
     with pytest.raises(RuntimeError, match='build_aligners'):
-        ManifoldHead(['a'])(view, view, Targets(), IMAGES)
+        ManifoldHead(taps_student=['a'])(view, view, Targets(), IMAGES)
 
 
 # --- response heads -------------------------------------------------------------------------------
@@ -277,12 +284,14 @@ def test_a_distilled_student_and_a_deeper_wider_teacher():
     nn.init.normal_(student.net.head.layers.head_dist.weight)
     nn.init.normal_(teacher.net.head.layers.head.weight)
     own, other = [f'backbone.layers.{i}' for i in (0, 1)], [f'backbone.layers.{i}' for i in (0, 2)]
+    blocks = {'taps_student': own, 'taps_teacher': other}
+    qkv = {side: [f'{x}.attn.qkv' for x in names] for side, names in blocks.items()}
     prefix = {'prefix_tokens': (2, 1)}
     heads = [
         DistillationTokenHead(mode='soft', temperature=2.0),
-        ManifoldHead(own, other, **prefix),
-        QKVRelationHead([f'{x}.attn.qkv' for x in own], [f'{x}.attn.qkv' for x in other], **prefix),
-        SelfSimilarityHead(own, other, **prefix),
+        ManifoldHead(**blocks, **prefix),
+        QKVRelationHead(**qkv, **prefix),
+        SelfSimilarityHead(**blocks, **prefix),
         RKDHead(),
     ]
     images = torch.rand(4, 3, 32, 32)
@@ -332,13 +341,15 @@ def test_blocks_of_two_vitdets():
         )
 
     nets = backbone(12, 2), backbone(16, 3)
-    blocks = [[f'blocks.{i}' for i in index] for index in ((0, 1), (0, 2))]
+    sides = {'taps_student': (0, 1), 'taps_teacher': (0, 2)}
+    blocks = {side: [f'blocks.{i}' for i in index] for side, index in sides.items()}
+    qkv = {side: [f'{x}.attn.qkv' for x in names] for side, names in blocks.items()}
     heads = [
-        ManifoldHead(*blocks, merge=4),
-        QKVRelationHead(*[[f'{x}.attn.qkv' for x in side] for side in blocks]),
+        ManifoldHead(**blocks, merge=4),
+        QKVRelationHead(**qkv),
     ]
     views = []
-    for net, side in zip(nets, ('taps_student', 'taps_teacher'), strict=True):
+    for net, side in zip(nets, sides, strict=True):
         with tapped(net, [t for h in heads for t in getattr(h.needs, side)]) as caught:
             feats = net(torch.rand(2, 3, 64, 64))
         views.append(Observation(Memory(tuple(feats), (64, 64), caught)))
