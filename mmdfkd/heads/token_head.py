@@ -27,7 +27,7 @@ class TokenHead(DistillHead):
         taps_teacher (Sequence[str], optional): Their counterparts, in the same order. Defaults to
             the same names.
         levels (Sequence[int], optional): Without taps: which outputs of backbone and neck, such as
-            the levels of a pyramid. Defaults to the last.
+            the levels of a pyramid, maps ``[B, C, H, W]``. Defaults to the last.
         prefix_tokens (int | Sequence[int]): How many of the tokens ``[B, L, C]`` precede the
             patches: one number, or the student's and the teacher's. Vectors and maps have none.
             Defaults to 1.
@@ -65,7 +65,8 @@ class TokenHead(DistillHead):
         self.prefix_tokens = (
             (prefix_tokens,) * 2 if isinstance(prefix_tokens, int) else tuple(prefix_tokens)
         )
-        self.channels_last = channels_last
+        # Levels are maps of the toolboxes' own layout, also where 256 channels meet 256 rows.
+        self.channels_last = False if levels is not None else channels_last
         self.widths: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:

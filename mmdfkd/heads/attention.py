@@ -1,0 +1,127 @@
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmdfkd.adapters import Observation
+from mmdfkd.losses import attention_consistency, attention_rows, head_attention, qkv_heads
+from mmdfkd.registry import MODELS
+
+from .attention_taps import attention_heads
+from .token_head import TokenHead
+
+_MODES = {
+    'mse': lambda s, t: attention_consistency(s, t, 0, 'mse'),
+    'kl': lambda s, t: attention_consistency(s, t, 0, 'kl'),
+    'head_ssim': lambda s, t: head_attention(s, t, 'ssim'),
+    'head_kl': lambda s, t: head_attention(s, t, 'kl'),
+}
+
+
+@MODELS.register_module()
+class AttentionHead(TokenHead):
+    """The student looks where its teacher looks.
+
+    Rows of the attention to the patches (normalised over them) are recomputed from the tapped
+    outputs of ``qkv`` layers: fused attention gives no map, and only the rows asked for are made.
+    The taps are these layers, such as ``backbone.layers.3.attn.qkv``. Single rows on another grid
+    are resized to the teacher's. Biases of relative positions play no part here; blocks with
+    windows compare window by window, so both networks need the same windows.
+
+    Args:
+        mode (str): ``'mse'`` or ``'kl'`` of the mean over heads, see
+            :func:`~mmdfkd.losses.attention_consistency.attention_consistency`; ``'head_ssim'`` or
+            ``'head_kl'`` head by head, for networks with the same heads, see
+            :func:`~mmdfkd.losses.head_attention.head_attention`. Defaults to ``'mse'``.
+        rows (str): ``'class'``: the class token's row; ``'mean'``: that of the patches' mean query,
+            for networks without class token; ``'all'``: those of all patches. Defaults to
+            ``'class'``.
+        num_heads (Sequence[int], optional): Heads of the student and of the teacher. Defaults to
+            what the modules around the taps say.
+        **kwargs: ``taps_student``, ``taps_teacher`` and ``prefix_tokens`` of
+            :class:`~mmdfkd.heads.token_head.TokenHead`, ``loss_weight``, ``schedule``, ``name`` and
+            ``init_cfg`` of :class:`DistillHead`.
+
+    Raises:
+        ValueError: On an unknown mode or rows, without taps, or if a class row is asked for without
+            prefix tokens.
+    """
+
+    loss_key = 'loss_attention'
+
+    def __init__(
+        self,
+        mode: str = 'mse',
+        rows: str = 'class',
+        num_heads: Sequence[int] | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        if mode not in _MODES:
+            raise ValueError(f'AttentionHead: mode must be one of {sorted(_MODES)}, not {mode!r}.')
+        if rows not in ('class', 'mean', 'all'):
+            raise ValueError(f"AttentionHead: rows must be 'class', 'mean' or 'all', not {rows!r}.")
+        if rows == 'class' and min(self.prefix_tokens) < 1:
+            raise ValueError("AttentionHead: without class token there is no row of it: 'mean'.")
+        if not self.needs.taps_student:
+            raise ValueError(
+                'AttentionHead reads the outputs of qkv layers: name them, such as '
+                "taps_student=['backbone.layers.3.attn.qkv']."
+            )
+        self.mode = mode
+        self.rows = rows
+        pairs = len(self.needs.taps_student)
+        self.num_heads = None if num_heads is None else [(n,) * pairs for n in num_heads]
+
+    def bind(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Ask the modules around the taps for their number of heads.
+
+        Raises:
+            ValueError: If there is no attention around a tap.
+        """
+        if self.num_heads is not None:
+            return
+        self.num_heads = [
+            tuple(attention_heads(net, tap, who) for tap in taps)
+            for net, taps, who in (
+                (student, self.needs.taps_student, 'student'),
+                (teacher, self.needs.taps_teacher, 'teacher'),
+            )
+        ]
+
+    def pair_loss(self, index: int, student: Observation, teacher: Observation) -> Tensor:
+        """Rows of both networks."""
+        if self.num_heads is None:
+            raise RuntimeError('AttentionHead: bind it, or set num_heads.')
+        (own, grid_s), (other, grid_t) = (
+            self._attention(observation, side, index)
+            for side, observation in enumerate((student, teacher))
+        )
+        if grid_s != grid_t:
+            if self.rows == 'all':
+                raise ValueError(
+                    f"AttentionHead: rows='all' compares equal grids, not {grid_s} and {grid_t}; "
+                    "take 'class' or 'mean'."
+                )
+            maps = F.interpolate(
+                own.flatten(0, 1).unflatten(-1, grid_s), grid_t, mode='bilinear'
+            ).flatten(-2)
+            own = maps.unflatten(0, own.shape[:2])
+            own = own / own.sum(-1, keepdim=True)
+        return _MODES[self.mode](own, other)
+
+    def _attention(
+        self, observation: Observation, side: int, index: int
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Attention to the patches, ``[B, h, R, N]``, each row of sum 1."""
+        tokens, grid = self.tokens(observation, side, index)
+        if grid is None:
+            raise ValueError('AttentionHead: a vector has no attention; tap qkv layers.')
+        query, key, _ = qkv_heads(tokens, self.num_heads[side][index])
+        prefix = tokens.shape[1] - grid[0] * grid[1]
+        rows = range(prefix, tokens.shape[1]) if self.rows == 'all' else self.rows
+        patches = attention_rows(query, key, rows, prefix)[..., prefix:]
+        # A query may keep nearly all attention for the prefix tokens.
+        floor = torch.finfo(torch.float32).tiny
+        return patches / patches.sum(-1, keepdim=True).clamp_min(floor), grid
