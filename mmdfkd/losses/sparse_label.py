@@ -64,8 +64,8 @@ def sparse_label_ce(
     """Cross-entropy with stored sparse labels (TinyViT, Wu et al., ECCV 2022; papers.md Part 3.5).
 
     ``-mean_b sum_c y_bc log softmax(z^s_b)_c`` with ``y_c = p_c`` for a kept class and
-    ``(1 - sum_kept p) / (C - K)`` elsewhere, without ever building ``y``. Published: K = 100 of
-    21,841 classes (10 of 1,000), weight 1 and no other term; a batch mean there as here.
+    ``(1 - sum_kept p) / (C - K)`` elsewhere, without ever building ``y``. Published: K = 100 for
+    ImageNet-22k, weight 1 and no other term; a batch mean there as here.
 
     Args:
         student_logits (Tensor): ``[..., C]``.
