@@ -35,8 +35,8 @@ def qkv_relation(
 
     ``1/9 sum_{X, Y in {Q, K, V}} mean_rows CE(softmax(X^t Y^t^T / sqrt(d_t)), softmax(X^s Y^s^T /
     sqrt(d_s)))`` (papers.md Part 3.2, method 9). A row is a token of a relation head of an image;
-    ``d`` is the width of a relation head. Published: one relation head and weight 1 of the mean over
-    layer pairs; that rows are averaged is our reading.
+    ``d`` is the width of a relation head. Published: one relation head and weight 1 of the mean
+    over layer pairs; that rows are averaged is our reading.
 
     Args:
         student (Sequence[Tensor]): Queries, keys and values, each ``[B, N, D_s]``; windows count
