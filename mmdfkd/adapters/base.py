@@ -85,6 +85,14 @@ class Adapter(ABC):
         """
         raise TypeError(f'A {self.family} network predicts no boxes, so it has no layouts.')
 
+    def box_sizes(self) -> Tensor:
+        """Widths and heights in pixels that it is built to find, ``[K, 2]``; detectors only.
+
+        Raises:
+            TypeError: For a family that predicts no boxes.
+        """
+        raise TypeError(f'A {self.family} network predicts no boxes, so it has no layouts.')
+
     def detect(self, memory: Memory) -> list[InstanceData]:
         """Final detections of each image (``bboxes``, ``scores``, ``labels``); detectors only."""
         raise TypeError(f'A {self.family} network predicts no boxes.')

@@ -87,6 +87,11 @@ class TwoStageAdapter(Adapter):
                 boxes[i] = own[best]
         return votes, boxes
 
+    def box_sizes(self) -> Tensor:
+        """Of the RPN's anchors, all levels."""
+        anchors = torch.cat(list(self.net.rpn_head.prior_generator.base_anchors))
+        return anchors[:, 2:] - anchors[:, :2]
+
     @torch.no_grad()
     def detect(self, memory: Memory) -> list[InstanceData]:
         """Final detections of each image: ``bboxes`` in its pixels, ``scores``, ``labels``."""

@@ -29,12 +29,14 @@ class SmoothDescent:
         momentum (float): Share of the last direction in the next one, in [0, 1).
 
     Raises:
-        ValueError: Without a scale.
+        ValueError: Without a scale, or if the momentum is none.
     """
 
     def __init__(self, scales: Sequence[float], lr: float, momentum: float = 0.8) -> None:
         if not len(scales):
             raise ValueError('SmoothDescent: needs at least one scale.')
+        if not 0 <= momentum < 1:
+            raise ValueError(f'SmoothDescent: momentum is at least 0 and below 1, got {momentum}.')
         self.scales = tuple(scales)
         self.lr = lr
         self.momentum = momentum

@@ -29,7 +29,7 @@ class LabelGrowth:
         free_iou: float = 0.3,
         seen: float = 0.1,
         seen_iou: float = 0.35,
-        least_size: float = 8.0,
+        least_size: float = 0.0,
         largest: float = 0.85,
         most: int = 12,
     ) -> None:

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ class SceneJitter:
         contrast (float): Deviation of the logarithm of each channel's contrast.
         brightness (float): Deviation of each channel's brightness, of 1.
         noise (float): Most deviation of the pixel noise, of 1.
+
+    Raises:
+        ValueError: If the zoom is no range.
     """
 
     def __init__(
@@ -42,7 +45,9 @@ class SceneJitter:
         self.brightness = brightness
         self.noise = noise
 
-    def _affine(self, boxes: Tensor, size: tuple[int, int], rng) -> tuple[float, np.ndarray]:
+    def _affine(
+        self, boxes: Tensor, size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[float, np.ndarray]:
         """Zoom, and shift ``(x, y)`` in pixels: ``out = zoom * in + shift``."""
         side = np.array(size[::-1], np.float64)
         zoom = float(np.exp(rng.uniform(*np.log(self.zoom))))
@@ -63,14 +68,14 @@ class SceneJitter:
         self,
         images: Tensor,
         boxes: Sequence[Tensor],
-        rngs: Sequence[Callable[[], np.random.Generator]],
+        rngs: Sequence[np.random.Generator],
     ) -> tuple[Tensor, list[Tensor]]:
         """A view of each image.
 
         Args:
             images (Tensor): ``[B, 3, H, W]`` in [0, 1].
-            boxes (Sequence[Tensor]): Per image ``[N, 4]`` xyxy pixels.
-            rngs (Sequence[np.random.Generator]): One of each image and step.
+            boxes (Sequence[Tensor]): Per image ``[N, 4]`` xyxy pixels; may be empty.
+            rngs (Sequence[np.random.Generator]): The random numbers of each image's view.
 
         Returns:
             tuple[Tensor, list[Tensor]]: The views, not clamped, and the boxes in them.

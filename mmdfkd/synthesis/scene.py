@@ -1,5 +1,6 @@
 """Scenes: pieces of start images in which a detector sees its classes, composed anew."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,30 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .pieces import LARGEST, Pieces
+
 #: Room around a piece, as a share of its size: an object is known by its surroundings too.
 MARGIN = 0.15
 #: How much of two objects may overlap, of the smaller one.
 _OVERLAP = 0.1
 _TRIES = 30
-
-
-@dataclass
-class Pieces:
-    """Where a teacher sees its classes in a set of images.
-
-    Attributes:
-        images: ``[N, 3, H, W]`` uint8.
-        votes: ``[N, classes]``, how surely it sees each class in each image, in [0, 1].
-        boxes: ``[N, classes, 4]`` xyxy pixels, where it does so most.
-    """
-
-    images: Tensor
-    votes: np.ndarray
-    boxes: np.ndarray
-
-    def best(self, label: int, count: int) -> np.ndarray:
-        """The images in which the class is seen most surely, best first."""
-        return np.argsort(-self.votes[:, label], kind='stable')[:count]
 
 
 @dataclass
@@ -57,22 +41,32 @@ class SceneComposer:
 
     Args:
         pieces (Pieces): What to compose of.
-        seed_stream: ``rng(purpose, index)`` of the source.
+        rng (Callable[[str, int], np.random.Generator]): The random numbers for a purpose and an
+            index, such as a source's.
+        least_size (float): Least side of a box in pixels.
         boxes (tuple[int, int]): Least and most objects of a scene.
         choice (int): Pieces of each class to choose from.
         zoom (tuple[float, float]): Range of the pieces' enlargement, log-uniform.
-        least_size (float): Least side of a box in pixels.
+
+    Raises:
+        ValueError: If the image is too small for any object.
     """
 
     def __init__(
         self,
         pieces: Pieces,
-        rng,
+        rng: Callable[[str, int], np.random.Generator],
+        least_size: float,
         boxes: tuple[int, int] = (2, 5),
         choice: int = 24,
         zoom: tuple[float, float] = (0.8, 1.3),
-        least_size: float = 8.0,
     ) -> None:
+        height, width = pieces.image_size
+        if least_size > LARGEST * min(height, width):
+            raise ValueError(
+                f'No layout can be placed: an object has sides of at least {least_size:g} px and '
+                f'the images are of {height} x {width} px. Enlarge the images or lower least_size.'
+            )
         self.pieces = pieces
         self.rng = rng
         self.boxes = boxes
@@ -83,12 +77,14 @@ class SceneComposer:
 
     def labels(self, serial: int) -> np.ndarray:
         """The classes wanted in scene ``serial``; whole passes over all classes."""
-        count = int(self.rng('count', serial).integers(self.boxes[0], self.boxes[1] + 1))
         classes = len(self.best)
-        # Room for the most boxes in every scene: then a place in the pass follows from the serial.
-        first = serial * self.boxes[1]
+        # Every so many scenes have each count once, so a place in the pass follows from the serial.
+        span = self.boxes[1] - self.boxes[0] + 1
+        cycle, scene = divmod(serial, span)
+        counts = self.boxes[0] + self.rng('count', cycle).permutation(span)
+        first = int(cycle * counts.sum() + counts[:scene].sum())
         wanted = []
-        for place in range(first, first + count):
+        for place in range(first, first + int(counts[scene])):
             order = self.rng('pass', place // classes).permutation(classes)
             wanted.append(int(order[place % classes]))
         return np.array(wanted)
@@ -101,7 +97,7 @@ class SceneComposer:
         """
         rng = self.rng('scene', serial)
         pieces = self.pieces
-        height, width = pieces.images.shape[-2:]
+        height, width = pieces.image_size
         image = pieces.images[int(rng.integers(len(pieces.images)))].float() / 255
         boxes: list[np.ndarray] = []
         labels: list[int] = []
@@ -116,21 +112,25 @@ class SceneComposer:
             labels.append(int(label))
         if not boxes:
             raise ValueError(
-                f'Layout {serial} cannot be placed: no box of at least {self.least_size:g} px fits '
-                f'an image of {height} x {width} px. Enlarge the images or lower least_size.'
+                f'Layout {serial} cannot be placed: no box of the shapes of its pieces with sides '
+                f'of at least {self.least_size:g} px fits an image of {height} x {width} px. '
+                'Enlarge the images or lower least_size.'
             )
         return Scene(
             image, torch.tensor(np.stack(boxes), dtype=torch.float32), torch.tensor(labels)
         )
 
     def _place(
-        self, box: np.ndarray, taken: list[np.ndarray], size: tuple[int, int], rng
+        self,
+        box: np.ndarray,
+        taken: list[np.ndarray],
+        size: tuple[int, int],
+        rng: np.random.Generator,
     ) -> np.ndarray | None:
         """A box of this shape where there is room; smaller ones are tried where there is none."""
         side = np.maximum(box[2:] - box[:2], 1e-3)
         side = side * np.exp(rng.uniform(*np.log(self.zoom)))
-        # A whole object with some ground around it.
-        limit = 0.9 * np.array(size[::-1], np.float64)
+        limit = LARGEST * np.array(size[::-1], np.float64)
         side = side * min(1.0, float((limit / side).min()))
         if side.min() < self.least_size:
             side = side * min(self.least_size / side.min(), float((limit / side).min()))

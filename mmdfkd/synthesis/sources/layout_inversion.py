@@ -19,9 +19,10 @@ from ..descent import SmoothDescent
 from ..frozen import frozen
 from ..growth import LabelGrowth
 from ..jitter import SceneJitter
+from ..pieces import Pieces
 from ..priors.base import Prior
 from ..priors.context import SynthesisContext
-from ..scene import Pieces, Scene, SceneComposer, neighbourhood
+from ..scene import Scene, SceneComposer, neighbourhood
 from .base import SyntheticSource
 
 #: Indices of the start images begin here: no random numbers are shared with images that are drawn.
@@ -36,8 +37,9 @@ class LayoutInversionSource(SyntheticSource):
 
     A scene is composed of pieces of another source's images: the ground is one of them, and on it
     lie those pieces in which the teacher sees something of the wanted classes, however faintly
-    (:class:`~mmdfkd.synthesis.scene.SceneComposer`). Its pixels then descend the teacher's layout
-    loss and the priors, through another view at every step
+    (:class:`~mmdfkd.synthesis.scene.SceneComposer`); where it proposes nothing, boxes of its
+    anchors' sizes stand in, and no object is smaller than half its smallest anchor. The pixels then
+    descend the teacher's layout loss and the priors, through another view at every step
     (:class:`~mmdfkd.synthesis.jitter.SceneJitter`) and along gradients of several scales
     (:class:`~mmdfkd.synthesis.descent.SmoothDescent`): what appears is what a person recognises
     too, not fine noise. Meanwhile the teacher's detections add and remove boxes
@@ -45,9 +47,10 @@ class LayoutInversionSource(SyntheticSource):
 
     ``images`` are made once, before the first step (the long mode); with ``every``, ``batch`` more
     are made each so many steps (the short mode, at most 20 gradient steps advised). Which they are
-    follows from seed and teacher alone, unless a prior asks the student. Layout inversion of
-    detectors with a batch-norm backbone is DIODE's (Chawla et al., WACV 2021); scenes, views and
-    steps are this project's.
+    follows from seed and teacher alone, unless a prior asks the student or the inner source has a
+    state; to the bit only for the same ``batch``, as networks round differently in other batches.
+    Layout inversion of detectors with a batch-norm backbone is DIODE's (Chawla et al., WACV 2021);
+    scenes, views and steps are this project's.
 
     Args:
         source (Mapping): Config of the source of the start images, and of the draws that do not
@@ -113,6 +116,10 @@ class LayoutInversionSource(SyntheticSource):
             )
         if not 0 <= share <= 1:
             raise ValueError(f'LayoutInversionSource: share is from 0 to 1, got {share}.')
+        if not all(0 <= part < 1 for part in grow):
+            raise ValueError(
+                f'LayoutInversionSource: grow has shares of the steps below 1, not {tuple(grow)}.'
+            )
         if len(boxes) != 2 or not 1 <= boxes[0] <= boxes[1]:
             raise ValueError(
                 f'LayoutInversionSource: boxes is (least, most), at least 1, not {tuple(boxes)}.'
@@ -132,13 +139,17 @@ class LayoutInversionSource(SyntheticSource):
         self.share = share
         self.scene_cfg = dict(scene or {})
         self.jitter = SceneJitter(**(jitter or {}))
-        self.growth = LabelGrowth(**(growth or {}))
+        self.growth_cfg = dict(growth or {})
+        self.growth = LabelGrowth(**self.growth_cfg)
+        self.least_size = 0.0
         self.bank_cfg = dict(bank or {})
         self.augment = None if augment is None else TASK_UTILS.build(augment)
         self._used: list[Prior] = list(self.priors)
         self.composer: SceneComposer | None = None
         self.bank: ReplayBank | None = None
         self._restored: dict | None = None
+        # Batches in which the teacher detected some object.
+        self.register_buffer('shown', torch.zeros((), dtype=torch.int64))
         # Images made so far, by all processes: the number of the next.
         self.register_buffer('made', torch.zeros((), dtype=torch.int64))
 
@@ -150,8 +161,16 @@ class LayoutInversionSource(SyntheticSource):
         image_size: tuple[int, int],
         device: torch.device | str,
     ) -> None:
-        """Prepare the inner source, choose the priors that suit the teacher, open the bank."""
+        """Prepare the inner source, choose the priors that suit the teacher, open the bank.
+
+        Raises:
+            TypeError: If the teacher predicts no boxes.
+            ValueError: If no prior suits the teacher, or the bank does not fit.
+        """
         super().prepare(teacher, seed=seed, image_size=image_size, device=device)
+        # What is smaller no anchor finds.
+        self.least_size = float(teacher.box_sizes().prod(1).sqrt().min()) / 2
+        self.growth = LabelGrowth(**{'least_size': self.least_size, **self.growth_cfg})
         self.source.folder = None if self.folder is None else self.folder / 'start'
         self.source.prepare(teacher, seed=seed, image_size=image_size, device=device)
         self._used = []
@@ -161,6 +180,8 @@ class LayoutInversionSource(SyntheticSource):
                 self._used.append(prior)
             else:
                 print_log(f'Layout inversion: {prior.name} left out: {reason}', 'current')
+        if not self._used:
+            raise ValueError('LayoutInversionSource: none of its priors suits the teacher.')
         self.composer = None
         capacity = self.images if not self.every else max(self.images, 1024)
         self.bank = ReplayBank(
@@ -169,18 +190,24 @@ class LayoutInversionSource(SyntheticSource):
             shard=get_dist_info(),
             **{'capacity': capacity, **self.bank_cfg},
         )
-        if self._restored is not None:
+        self._restore()
+
+    def _restore(self) -> None:
+        """Once there are both a bank and what a checkpoint says of it."""
+        if self.bank is not None and self._restored is not None:
             self.bank.restore(self._restored)
+            self._restored = None
 
     def get_extra_state(self) -> dict:
         """The bank's index; its images lie in its own files."""
+        if self._restored is not None:
+            return self._restored
         return {} if self.bank is None else self.bank.index()
 
     def set_extra_state(self, state: dict) -> None:
         """Take the bank's index from a checkpoint."""
         self._restored = state or None
-        if self.bank is not None and self._restored is not None:
-            self.bank.restore(self._restored)
+        self._restore()
 
     # Making images ------------------------------------------------------------------------------
 
@@ -192,7 +219,7 @@ class LayoutInversionSource(SyntheticSource):
                 ``inverted/found``, the share of its boxes that the teacher detects.
 
         Raises:
-            ValueError: If the teacher detects none of the objects of all first images: there is
+            ValueError: If the teacher detects none of the objects of all images so far: there is
                 nothing to learn from them.
         """
         logs = self.source.refresh(teacher, student, iteration)
@@ -204,9 +231,12 @@ class LayoutInversionSource(SyntheticSource):
         start, told, found = time.perf_counter(), time.perf_counter(), []
         total = due
         while due:
-            logs = {**logs, **self.make(min(self.batch, due), teacher, student, iteration)}
+            made = self.make(min(self.batch, due), teacher, student, iteration)
             due -= min(self.batch, due)
-            found.append(logs['inverted/found'])
+            if not made:
+                continue
+            logs.update(made)
+            found.append(made['inverted/found'])
             now = time.perf_counter()
             if due and now - told > 10:
                 done = total - due
@@ -217,13 +247,16 @@ class LayoutInversionSource(SyntheticSource):
                     'current',
                 )
                 told = now
-        if not any(found):
+        self.shown += sum(share > 0 for share in found)
+        if found and not self.shown:
             raise ValueError(
                 f'Layout inversion: the teacher detects not one object in {total} images after '
                 f'{self.steps} steps. Raise steps or lr, check the image size '
                 f'({self.image_size[0]} x {self.image_size[1]} px) against the one the teacher was '
                 'trained at, or use another source.'
             )
+        if not self.every:
+            self.composer = None
         if total > self.batch:
             print_log(
                 f'Layout inversion: {total} images in {time.perf_counter() - start:.0f} s; the '
@@ -244,9 +277,8 @@ class LayoutInversionSource(SyntheticSource):
             return {}
         with frozen(teacher.net, student.net), torch.enable_grad():
             if self.composer is None:
-                self.composer = SceneComposer(
-                    self.pieces(teacher), self.rng, self.boxes, **self.scene_cfg
-                )
+                settings = {'least_size': self.least_size, 'boxes': self.boxes, **self.scene_cfg}
+                self.composer = SceneComposer(self.pieces(teacher), self.rng, **settings)
             scenes = [self.composer(serial) for serial in mine]
             images, targets, logs = self.invert(scenes, mine, teacher, student)
         self.bank.append(images, targets, iteration=iteration)
@@ -272,6 +304,15 @@ class LayoutInversionSource(SyntheticSource):
             f'(median of {len(surest)} classes; least {surest.min():.2f})',
             'current',
         )
+        sizes = teacher.box_sizes().double().cpu().numpy()
+        found = found.completed(sizes, self.least_size, self.rng('places', 0))
+        unseen = int((found.votes.max(0) == 0).sum())
+        if unseen:
+            print_log(
+                f'Layout inversion: {unseen} of {len(surest)} classes are seen nowhere; boxes of '
+                "its anchors' sizes at random places stand in for theirs",
+                'current',
+            )
         return found
 
     def invert(
@@ -280,7 +321,7 @@ class LayoutInversionSource(SyntheticSource):
         """Descend from scenes; both networks must be frozen.
 
         Args:
-            scenes (Sequence[Scene]): Images and layouts to start from.
+            scenes (Sequence[Scene]): Images and layouts to start from; layouts may be empty.
             serials (Sequence[int]): Their numbers, which the random views depend on.
             teacher (Adapter): The teacher.
             student (Adapter): The student.
@@ -288,6 +329,9 @@ class LayoutInversionSource(SyntheticSource):
         Returns:
             tuple[Tensor, Targets, dict[str, float]]: Images ``[B, 3, H, W]`` uint8, what they show,
                 and values to log.
+
+        Raises:
+            FloatingPointError: If the objective is not finite.
         """
         device = self.device
         canvas = torch.stack([scene.image for scene in scenes]).to(device).requires_grad_()
@@ -310,7 +354,15 @@ class LayoutInversionSource(SyntheticSource):
             targets = Targets(boxes=moved, box_labels=labels)
             ctx = SynthesisContext(views, targets, teacher, student, probe, taps, canvas)
             terms = {prior: prior(ctx) for prior in self._used}
-            total = sum(prior.weight * term.sum() for prior, term in terms.items())
+            # A term of the whole batch counts for every image, as in refinement.
+            total = sum(
+                (prior.weight * term).expand(len(scenes)).sum() for prior, term in terms.items()
+            )
+            if not torch.isfinite(total):
+                raise FloatingPointError(
+                    f'Layout inversion: the objective is {float(total)} at step {step}: '
+                    + ', '.join(f'{p.name} {float(t.sum())}' for p, t in terms.items())
+                )
             first = total.detach() if first is None else first
             (gradient,) = torch.autograd.grad(total, [canvas])
             slower = (1 + math.cos(math.pi * step / self.steps)) / 2
@@ -345,7 +397,8 @@ class LayoutInversionSource(SyntheticSource):
         ]
         if self.grow:
             boxes, labels = self.growth(boxes, labels, detections, size)
-        return boxes, labels, float(torch.cat(found).float().mean())
+        seen = torch.cat(found)
+        return boxes, labels, float(seen.sum()) / max(len(seen), 1)
 
     # Drawing ------------------------------------------------------------------------------------
 
@@ -358,7 +411,7 @@ class LayoutInversionSource(SyntheticSource):
                 if rng.random() < self.share:
                     chosen[position] = int(self.bank.pick(rng, 1)[0])
         if not chosen:
-            return self.source.draw(items)
+            return self.source.draw(items)[0], Targets()
         taken = self.bank.take(list(chosen.values()))[0].to(self.device)
         if self.augment is not None:
             taken = self.augment(taken, self.seed, [items[p]['g'] for p in chosen])
