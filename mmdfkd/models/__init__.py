@@ -2,6 +2,6 @@
 
 from .backbones import ViTDet
 from .layers import LayerNorm2d
-from .necks import SimpleFPN
+from .necks import Lift, SimpleFPN, WideLast
 
-__all__ = ['LayerNorm2d', 'SimpleFPN', 'ViTDet']
+__all__ = ['LayerNorm2d', 'Lift', 'SimpleFPN', 'ViTDet', 'WideLast']

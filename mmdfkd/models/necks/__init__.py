@@ -1,3 +1,4 @@
+from .lift import Lift, WideLast
 from .simple_fpn import SimpleFPN
 
-__all__ = ['SimpleFPN']
+__all__ = ['Lift', 'SimpleFPN', 'WideLast']
