@@ -53,8 +53,9 @@ class DataFreeDistiller(BaseModel):
         heads (Sequence[Mapping]): Distill heads.
         source (Mapping): Where the images come from.
         inheritance (Mapping, optional): ``method`` (``'slice'`` or ``'select'``), ``images`` (how
-            many synthetic images the statistics are taken on, 512) and ``renderer`` (the procedural
-            renderer).
+            many synthetic images the statistics are taken on, 512) and ``renderer`` (of these
+            images; by default they are the run's own, or procedural ones where the run's come from
+            its dataset).
         data_free (bool): False allows a training dataset with real images, which the report then
             states. It is how the ceiling is measured. Defaults to True.
         image_size (int | Sequence[int]): Size of the blank image with which widths and gradients
@@ -94,9 +95,7 @@ class DataFreeDistiller(BaseModel):
         self.init = init
         self.data_free = data_free
         self.default_image_size = check_size(image_size)
-        self.inheritance_cfg = dict(
-            method='slice', images=512, renderer=dict(type='mmdfkd.ProceduralRenderer')
-        )
+        self.inheritance_cfg = dict(method='slice', images=512, renderer=None)
         self.inheritance_cfg.update(inheritance or {})
         normalizer = Normalizer.from_config(cfg)
         self.student = Student(net, normalizer, [MODELS.build(head) for head in heads])
@@ -177,10 +176,12 @@ class DataFreeDistiller(BaseModel):
             )
         # A resumed run gets both from its checkpoint, with the seed they were made of.
         if not self.resuming:
+            self._prepare_source()
+            with self._synthesis():
+                self.source.fill(self.teacher.adapter)
             images = self._inheritance_images()
             self._start_student(images)
             self._fit_aligners(images[:_FIT_IMAGES])
-            self._prepare_source()
 
     def _prepare_source(self) -> None:
         device = next(self.student.parameters()).device
@@ -228,12 +229,18 @@ class DataFreeDistiller(BaseModel):
         print_log(f"Student: starts '{self.init}'.", 'current')
 
     def _inheritance_images(self) -> Tensor:
-        renderer = TASK_UTILS.build(dict(self.inheritance_cfg['renderer']))
+        """What the start is taken on: the run's own images, where they come without a dataset."""
         # Indices of their own, so that statistics and training do not share images.
-        first = 1 << 40
-        count = self.inheritance_cfg['images']
-        size = self.image_size
-        images = [torch.as_tensor(renderer(self.seed, first + i, size)) for i in range(count)]
+        indices = [(1 << 40) + i for i in range(self.inheritance_cfg['images'])]
+        renderer = self.inheritance_cfg['renderer']
+        if renderer is None and not self.source.needs_items:
+            parts = [
+                self.source.draw([dict(g=g) for g in indices[i : i + 32]])[0].cpu()
+                for i in range(0, len(indices), 32)
+            ]
+            return torch.cat(parts)
+        render = TASK_UTILS.build(dict(renderer or dict(type='mmdfkd.ProceduralRenderer')))
+        images = [torch.as_tensor(render(self.seed, g, self.image_size)) for g in indices]
         return torch.stack(images).float().div_(255)
 
     # The step -----------------------------------------------------------------------------------

@@ -20,9 +20,15 @@ class SyntheticSource(BaseModule):
     :func:`mmdfkd.datasets.renderers.stream.stream`). State that a resumed run needs and that does
     not follow from config and seed lies in buffers, so that it is in the checkpoint.
 
+    Attributes:
+        needs_items: Whether :meth:`draw` takes its images from the dataset's items; else ``g`` is
+            enough.
+
     A source holds neither network: both are handed to it, and it leaves them exactly as they were
     (:func:`mmdfkd.synthesis.frozen.frozen`).
     """
+
+    needs_items = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,6 +60,15 @@ class SyntheticSource(BaseModule):
         self.seed = int(seed)
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.device = torch.device(device)
+
+    def fill(self, teacher: Adapter) -> None:
+        """Make what is made before the first step; not called in a resumed run.
+
+        After it :meth:`draw` works, so that the student's start can be taken on the run's images.
+
+        Args:
+            teacher (Adapter): The teacher.
+        """
 
     def refresh(self, teacher: Adapter, student: Adapter, iteration: int) -> dict[str, float]:
         """Spend the synthesis budget of one step; nothing for a source that does not learn.

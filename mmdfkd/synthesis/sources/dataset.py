@@ -20,6 +20,8 @@ class DatasetSource(SyntheticSource):
         ValueError: On another channel order.
     """
 
+    needs_items = True
+
     def __init__(self, order: str = 'bgr') -> None:
         super().__init__()
         if order not in ('bgr', 'rgb'):

@@ -211,6 +211,16 @@ class LayoutInversionSource(SyntheticSource):
 
     # Making images ------------------------------------------------------------------------------
 
+    @property
+    def needs_items(self) -> bool:
+        """As the inner source."""
+        return self.source.needs_items
+
+    def fill(self, teacher: Adapter) -> None:
+        """Make the first images; a prior that asks the student is answered by the teacher."""
+        self.source.fill(teacher)
+        self.refresh(teacher, teacher, 0)
+
     def refresh(self, teacher: Adapter, student: Adapter, iteration: int) -> dict[str, float]:
         """Make the first images if they are not there, and a further batch if it is time.
 

@@ -122,6 +122,15 @@ class RefinedSource(SyntheticSource):
             'current',
         )
 
+    @property
+    def needs_items(self) -> bool:
+        """As the inner source."""
+        return self.source.needs_items
+
+    def fill(self, teacher: Adapter) -> None:
+        """Fill the inner source."""
+        self.source.fill(teacher)
+
     def refresh(self, teacher: Adapter, student: Adapter, iteration: int) -> dict[str, float]:
         """Refine a batch if it is time.
 

@@ -18,6 +18,8 @@ class RenderedSource(SyntheticSource):
             off by default, since every image is new.
     """
 
+    needs_items = True
+
     def __init__(self, augment: Mapping | None = None) -> None:
         super().__init__()
         self.augment = None if augment is None else TASK_UTILS.build(augment)
