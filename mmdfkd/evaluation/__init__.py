@@ -1,6 +1,14 @@
 """Figures: tests, costs, the report of a run, and tables of committed results."""
 
 from .cost import count_flops, count_parameters, interleaved_latency, predict_flops, proposal_count
+from .failures import (
+    Failures,
+    box_iou,
+    count_failures,
+    failures_of,
+    failures_table,
+    find_objects,
+)
 from .finished_run import FinishedRun, FinishedRunError, read_curves
 from .predictions import Annotation, ground_truth, image_of, prediction, seen_in, spread
 from .results import (
@@ -13,23 +21,30 @@ from .results import (
 )
 from .run import RunEvaluation, evaluate_run
 from .table import markdown_report, text_table
-from .testing import Tested, test_network
+from .testing import Tested, load_network, test_network
 
 __all__ = [
     'Annotation',
+    'Failures',
     'FinishedRun',
     'FinishedRunError',
     'ResultError',
     'RunEvaluation',
     'Tested',
     'append_result',
+    'box_iou',
+    'count_failures',
     'count_flops',
     'count_parameters',
     'evaluate_run',
+    'failures_of',
+    'failures_table',
+    'find_objects',
     'ground_truth',
     'image_of',
     'insert_table',
     'interleaved_latency',
+    'load_network',
     'markdown_report',
     'predict_flops',
     'prediction',

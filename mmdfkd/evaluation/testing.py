@@ -26,7 +26,7 @@ class Tested:
         cfg: Its whole config.
         net: The network with its weights, in eval mode.
         dataset: Its test set.
-        metrics: What the evaluator returned.
+        metrics: What the evaluator returned; empty where it was only loaded.
     """
 
     cfg: Config
@@ -97,6 +97,19 @@ def _test_only(cfg: Config, work_dir: str, options: Mapping[str, Any] | None) ->
     return cfg
 
 
+def load_network(
+    config: str | Path | Config,
+    checkpoint: str | Path,
+    log: Path,
+    options: Mapping[str, Any] | None = None,
+) -> Tested:
+    """Build a network with its weights and its test set, as :func:`test_network`, without testing.
+
+    Its arguments and errors are those.
+    """
+    return _load(config, checkpoint, log, options, test=False)
+
+
 def test_network(
     config: str | Path | Config,
     checkpoint: str | Path,
@@ -116,6 +129,16 @@ def test_network(
         KeyError: If the config has no test set.
         CheckpointMismatchError: If the weights are not the network's.
     """
+    return _load(config, checkpoint, log, options, test=True)
+
+
+def _load(
+    config: str | Path | Config,
+    checkpoint: str | Path,
+    log: Path,
+    options: Mapping[str, Any] | None,
+    test: bool,
+) -> Tested:
     cfg = config if isinstance(config, Config) else Config.fromfile(config)
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise KeyError(f'{cfg.filename or "The config"} has no test_dataloader and test_evaluator.')
@@ -125,7 +148,7 @@ def test_network(
         load_strict(
             runner.model, unwrap_state_dict(read_checkpoint(str(checkpoint))), what=str(checkpoint)
         )
-        metrics = runner.test()
+        metrics = runner.test() if test else None
         runner.model.eval()
         return Tested(cfg, runner.model, runner.test_loop.dataloader.dataset, dict(metrics or {}))
 

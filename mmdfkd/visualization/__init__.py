@@ -3,6 +3,7 @@
 from .colours import class_colour
 from .curves import draw_curves
 from .draw import caption, draw_boxes, fit, tile
+from .failures import failure_gallery
 from .grids import annotated_grid, comparison_grid, panel
 from .report import save_image, write_report
 
@@ -13,6 +14,7 @@ __all__ = [
     'comparison_grid',
     'draw_boxes',
     'draw_curves',
+    'failure_gallery',
     'fit',
     'panel',
     'save_image',

@@ -44,10 +44,10 @@ def _finite(value: Any) -> Any:
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
-    """Write an RGB uint8 image as PNG, in one go."""
-    done, data = cv2.imencode('.png', np.ascontiguousarray(image[..., ::-1]))
+    """Write an RGB uint8 image, in one go; as what its name's suffix says (.png, .jpg)."""
+    done, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
     if not done:
-        raise OSError(f'{path} could not be encoded as PNG.')
+        raise OSError(f'{path} could not be encoded as {path.suffix}.')
     temporary = path.with_name(path.name + '.tmp')
     temporary.write_bytes(data.tobytes())
     os.replace(temporary, path)
