@@ -1,5 +1,6 @@
 """Figures: tests, costs, the report of a run, and tables of committed results."""
 
+from .agreement import detection_agreement, detections
 from .cost import count_flops, count_parameters, interleaved_latency, predict_flops, proposal_count
 from .failures import (
     Failures,
@@ -36,6 +37,8 @@ __all__ = [
     'count_failures',
     'count_flops',
     'count_parameters',
+    'detection_agreement',
+    'detections',
     'evaluate_run',
     'failures_of',
     'failures_table',

@@ -4,7 +4,9 @@
     python tools/benchmarks/detectors.py --set bccd --preset quick --data-root <folder of the set>
 
 Each run is the set's main job with other images, another start or a smaller student; nothing else
-differs. A finished run is one line of docs/results/detectors.jsonl, written at once; a run whose
+differs. Inherited students of one size start alike: the start is made once, on the mixture's
+images, as are the scenes of its layout inversion, whose seconds count for every row that draws
+them. A finished run is one line of docs/results/detectors.jsonl, written at once; a run whose
 line is there is not repeated, so an interrupted benchmark goes on.
 
 quick: one seed. The inherited student of 40 % with every row; the inherited one of 20 % and the
@@ -35,6 +37,8 @@ RESULTS = ROOT / 'docs' / 'results' / 'detectors.jsonl'
 
 REAL = 'real (ceiling)'
 PROCEDURAL = 'procedural'
+MIXTURE = 'mixture'
+INVERTED = 'layout inversion'
 START = '0 steps'
 BEST = 'the best data-free row'
 # The ceiling first: the other rows are measured against it.
@@ -43,8 +47,8 @@ ROWS = {
     'noise': 'dfkd_noise.py',
     PROCEDURAL: 'dfkd_procedural.py',
     'procedural + refinement': 'dfkd_refined.py',
-    'layout inversion': 'dfkd_inverted.py',
-    'mixture': 'dfkd_mixture.py',
+    INVERTED: 'dfkd_inverted.py',
+    MIXTURE: 'dfkd_mixture.py',
 }
 # Most of the teacher's parameters that a student has, in percent, and what its shape changes in the
 # config. Of the shapes under 20 % these keep four of six blocks, two of them global, as 40 % has.
@@ -97,8 +101,18 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """The row's config; a start is taken from the procedural run's."""
-        return ROOT / SETS[self.set].configs / ROWS.get(self.row, ROWS[PROCEDURAL])
+        """The row's config; a start is taken from the mixture's."""
+        return ROOT / SETS[self.set].configs / ROWS.get(self.row, ROWS[MIXTURE])
+
+    @property
+    def start(self) -> 'Run':
+        """The run that makes the start of an inherited student of this size and seed."""
+        return Run(self.set, self.size, START, 'inherit', self.seed, 0)
+
+    @property
+    def draws_scenes(self) -> bool:
+        """Whether its images come from layout inversion."""
+        return self.row in (START, MIXTURE, INVERTED)
 
     @property
     def name(self) -> str:
@@ -208,12 +222,9 @@ class Plan:
             for size, init in students:
                 if size not in self.sizes or init not in self.inits:
                     continue
-                first, *rest = self.rows_of(size, init, seed, lines)
-                yield self.run(size, first, init, seed)
-                # Behind a run that has made the start; the ceiling's, where that is asked for.
                 if init == 'inherit':
                     yield self.run(size, START, init, seed)
-                for row in rest:
+                for row in self.rows_of(size, init, seed, lines):
                     yield self.run(size, row, init, seed)
 
 
@@ -317,15 +328,27 @@ def check_files(plan: Plan, data_root: str | None) -> None:
         )
 
 
-def options_of(run: Run, data_root: str | None = None) -> list[str]:
-    """What a run changes in its row's config."""
+def options_of(
+    run: Run,
+    data_root: str | None = None,
+    start: Path | None = None,
+    scenes: Path | None = None,
+) -> list[str]:
+    """What a run changes in its row's config.
+
+    Args:
+        run (Run): The run.
+        data_root (str, optional): Folder of the set.
+        start (Path, optional): Weights that an inherited student starts from.
+        scenes (Path, optional): Finished scenes, for runs that draw them.
+    """
     own = SETS[run.set]
     steps = run.steps or 1
     options = [
         f'train_cfg.max_iters={steps}',
         f'train_dataloader.batch_size={own.batch}',
         f'randomness.seed={run.seed}',
-        f'model.student.init={run.init}',
+        f'model.student.init={start or run.init}',
         *(f'model.student.{name}={value}' for name, value in SIZES[run.size].items()),
         # The student is tested below; nothing is validated meanwhile.
         'val_cfg=None',
@@ -337,9 +360,8 @@ def options_of(run: Run, data_root: str | None = None) -> list[str]:
             f'param_scheduler.1.end={steps}',
             f'param_scheduler.1.T_max={steps - WARMUP}',
         ]
-    else:
-        # Only its start is wanted.
-        options.append('model.source.pool_size=16')
+    if scenes and run.draws_scenes:
+        options.append(f'model.source.scenes={scenes}')
     if run.init == 'random':
         options += own.random_options
     if data_root:
@@ -348,23 +370,23 @@ def options_of(run: Run, data_root: str | None = None) -> list[str]:
     return options
 
 
-def command_of(run: Run, work_dir: Path, data_root: str | None = None) -> list[str]:
-    """The ordinary train tool's command line."""
+def command_of(run: Run, work_dir: Path, *options: Any) -> list[str]:
+    """The ordinary train tool's command line; ``options`` as in :func:`options_of`."""
     config = run.config.relative_to(ROOT).as_posix()
-    options = options_of(run, data_root)
+    options = options_of(run, *options)
     return [
         *('tools/train.py', config, '--overwrite', '--work-dir', str(work_dir)),
         *('--cfg-options', *options),
     ]
 
 
-def train(run: Run, work_dir: Path, data_root: str | None) -> list[str]:
-    """Run the train tool; returns its command.
+def train(run: Run, work_dir: Path, *options: Any) -> list[str]:
+    """Run the train tool; returns its command. ``options`` as in :func:`options_of`.
 
     Raises:
         RuntimeError: If it fails; names its log.
     """
-    command = command_of(run, work_dir, data_root)
+    command = command_of(run, work_dir, *options)
     log = work_dir.with_name(work_dir.name + '.log')
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get('PYTHONPATH')) if p)
     with log.open('w') as stream:
@@ -401,14 +423,12 @@ class Benchmark:
         shown: The same as it is shown in the lines.
         data_root: Where the set is, if elsewhere than its config says.
         teacher: Its mAP and parameters, once measured.
-        starts: Work directories of this process's runs by (size, seed), with the inherited start.
     """
 
     root: Path
     shown: str
     data_root: str | None = None
     teacher: tuple[float, int] | None = None
-    starts: dict[tuple[int, int], tuple[Path, list[str]]] = field(default_factory=dict)
 
     def make(self, run: Run, lines: Mapping[Run, Mapping]) -> dict[str, Any]:
         """Make one run and append its line.
@@ -419,13 +439,19 @@ class Benchmark:
         from mmdfkd.evaluation import append_result
 
         start = run.row == START
-        if start and (run.size, run.seed) in self.starts:
-            work_dir, command = self.starts[run.size, run.seed]
+        work_dir = self.root / run.name
+        if start:
+            work_dir = self._started(run)
+            command = command_of(run, work_dir, self.data_root, None, self._scenes(run))
         else:
-            work_dir = self.root / run.name
-            command = train(run, work_dir, self.data_root)
-            if run.init == 'inherit':
-                self.starts[run.size, run.seed] = work_dir, command
+            begin = self._started(run.start) if run.init == 'inherit' else None
+            command = train(
+                run,
+                work_dir,
+                self.data_root,
+                begin and begin / 'student_start.pth',
+                self._scenes(run),
+            )
         facts = json.loads((work_dir / 'run.json').read_text())
         if self.teacher is None:
             metrics, parameters = measure(
@@ -447,7 +473,7 @@ class Benchmark:
             ceiling=self._ceiling(run, lines, metrics),
             steps=0 if start else facts['steps'],
             seconds=round(seconds, 1),
-            synthesis_seconds=0.0 if start else facts['synthesis_seconds'],
+            synthesis_seconds=0.0 if start else round(self._synthesis_seconds(run, facts), 1),
             threads=facts['threads'],
             commit=facts['commit'],
             command=self._shown(command),
@@ -456,6 +482,29 @@ class Benchmark:
             raise ValueError(f'The line of {run} would be taken for {identity(line)}.')
         append_result(RESULTS, **line)
         return line
+
+    def _started(self, start: Run) -> Path:
+        """Work directory with an inherited start, which is made if it is not there."""
+        work_dir = self.root / start.name
+        if not (work_dir / 'student_start.pth').is_file():
+            train(start, work_dir, self.data_root, None, self._scenes(start))
+        return work_dir
+
+    def _scenes(self, run: Run) -> Path | None:
+        """Finished scenes for a run; None where none are drawn, and for the run that makes them."""
+        maker = Run(run.set, max(SIZES), START, 'inherit', run.seed, 0)
+        if run == maker or not run.draws_scenes:
+            return None
+        return self._started(maker) / 'synthetic'
+
+    def _synthesis_seconds(self, run: Run, facts: Mapping) -> float:
+        """Seconds spent on a run's images, with those of the scenes it was given."""
+        scenes = self._scenes(run)
+        if scenes is None:
+            return facts['synthesis_seconds']
+        made = json.loads((scenes.parent / 'run.json').read_text())
+        # Both rendered a pool.
+        return max(facts['synthesis_seconds'], made['synthesis_seconds'])
 
     def _shown(self, command: Sequence[str]) -> str:
         """A command without the machine's paths."""

@@ -73,6 +73,8 @@ class LayoutInversionSource(SyntheticSource):
             :class:`~mmdfkd.synthesis.scene.SceneComposer`.
         jitter (Mapping | None): Arguments of :class:`~mmdfkd.synthesis.jitter.SceneJitter`.
         growth (Mapping | None): Arguments of :class:`~mmdfkd.synthesis.growth.LabelGrowth`.
+        scenes (str | None): Folder of a finished set, ``<work_dir>/synthetic`` of an earlier run
+            with the same teacher: it is drawn from, and nothing is made.
         bank (Mapping | None): Further arguments of :class:`~mmdfkd.synthesis.bank.ReplayBank`.
         augment (Mapping | None): Config of the augmentation of the draws from the bank; None turns
             it off.
@@ -102,6 +104,7 @@ class LayoutInversionSource(SyntheticSource):
         scene: Mapping | None = None,
         jitter: Mapping | None = None,
         growth: Mapping | None = None,
+        scenes: str | None = None,
         bank: Mapping | None = None,
         augment: Mapping | None = dict(type='mmdfkd.LightAugment'),
     ) -> None:
@@ -113,6 +116,10 @@ class LayoutInversionSource(SyntheticSource):
             raise ValueError(
                 'LayoutInversionSource: makes no image with '
                 f'images={images} and every={every}: set one of them above 0.'
+            )
+        if scenes is not None and every:
+            raise ValueError(
+                'LayoutInversionSource: a finished set (scenes) is not added to: set every=0.'
             )
         if not 0 <= share <= 1:
             raise ValueError(f'LayoutInversionSource: share is from 0 to 1, got {share}.')
@@ -142,6 +149,7 @@ class LayoutInversionSource(SyntheticSource):
         self.growth_cfg = dict(growth or {})
         self.growth = LabelGrowth(**self.growth_cfg)
         self.least_size = 0.0
+        self.scenes = scenes
         self.bank_cfg = dict(bank or {})
         self.augment = None if augment is None else TASK_UTILS.build(augment)
         self._used: list[Prior] = list(self.priors)
@@ -183,13 +191,22 @@ class LayoutInversionSource(SyntheticSource):
         if not self._used:
             raise ValueError('LayoutInversionSource: none of its priors suits the teacher.')
         self.composer = None
-        capacity = self.images if not self.every else max(self.images, 1024)
+        index = None if self.scenes is None else ReplayBank.latest_index(self.scenes)
+        if index is not None:
+            self.images = sum(segment['count'] for segment in index['segments'])
         self.bank = ReplayBank(
             self.image_size,
-            folder=self.folder,
+            folder=self.scenes or self.folder,
             shard=get_dist_info(),
-            **{'capacity': capacity, **self.bank_cfg},
+            **{
+                'capacity': max(self.images, 1024) if self.every else self.images,
+                **self.bank_cfg,
+            },
         )
+        if index is not None:
+            self.bank.restore(index)
+            self.made.fill_(self.images)
+            print_log(f'Layout inversion: {self.images} images of {self.scenes}', 'current')
         self._restore()
 
     def _restore(self) -> None:
@@ -370,8 +387,8 @@ class LayoutInversionSource(SyntheticSource):
             )
             if not torch.isfinite(total):
                 raise FloatingPointError(
-                    f'Layout inversion: the objective is {float(total)} at step {step}: '
-                    + ', '.join(f'{p.name} {float(t.sum())}' for p, t in terms.items())
+                    f'Layout inversion: the objective is {total.item()} at step {step}: '
+                    + ', '.join(f'{p.name} {t.sum().item()}' for p, t in terms.items())
                 )
             first = total.detach() if first is None else first
             (gradient,) = torch.autograd.grad(total, [canvas])

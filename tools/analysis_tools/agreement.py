@@ -1,0 +1,100 @@
+"""Test a student without a test set: how well it follows its teacher on synthetic scenes.
+
+    python tools/analysis_tools/agreement.py configs/dfkd_vitdet.py
+
+Scenes with objects are made by layout inversion of the teacher, with a seed of their own; what the
+teacher detects in them is taken as the truth. Detectors only. The scenes are kept beside the run,
+so that the next student of the same teacher is measured on the same ones.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
+from mmdfkd.utils.launch import fail_clearly, use_all_cores
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help="path of the run's config")
+    parser.add_argument('--work-dir', help="the run's; ./work_dirs/<config> by default")
+    parser.add_argument('--students', nargs='+', help='weights; student.pth of the run by default')
+    parser.add_argument('--images', type=int, default=96, help='number of scenes')
+    parser.add_argument('--steps', type=int, default=30, help='gradient steps of each scene')
+    parser.add_argument('--seed', type=int, default=1001, help='not that of a training run')
+    parser.add_argument('--scenes', help='file of the scenes; <work-dir>/scenes.pth by default')
+    return parser.parse_args(argv)
+
+
+def make_scenes(teacher, source: dict, args: argparse.Namespace, size: tuple[int, int]):
+    """Scenes ``[N, 3, H, W]`` uint8 by layout inversion, from the run's own start images."""
+    from mmdfkd.registry import MODELS
+
+    if source['type'] in ('mmdfkd.LayoutInversionSource', 'mmdfkd.RefinedSource'):
+        source = source['source']
+    built = MODELS.build(
+        dict(
+            type='mmdfkd.LayoutInversionSource',
+            source=source,
+            images=args.images,
+            steps=args.steps,
+        )
+    )
+    device = next(teacher.net.parameters()).device
+    with torch.no_grad():
+        built.prepare(teacher, seed=args.seed, image_size=size, device=device)
+    built.refresh(teacher, teacher, 0)
+    return (built.bank.take(built.bank.ids)[0] * 255).round().to(torch.uint8)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a line of JSON for each student."""
+    args = parse_args(argv)
+    use_all_cores()
+    from mmengine.registry import init_default_scope
+
+    from mmdfkd.adapters import Normalizer, build_adapter
+    from mmdfkd.distillers.networks import build_network
+    from mmdfkd.distillers.teacher import Teacher
+    from mmdfkd.evaluation import FinishedRun, detection_agreement, detections
+    from mmdfkd.utils.checkpoint import read_checkpoint, unwrap_state_dict
+    from mmdfkd.utils.key_report import load_strict
+
+    cfg = Config.fromfile(args.config)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    work_dir = Path(
+        args.work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(args.config).stem
+    )
+    run = FinishedRun(work_dir, args.config)
+    facts = run.read()
+    teacher = Teacher(str(run.teacher_config), run.teacher_checkpoint(facts))
+    teacher.load()
+    scenes = Path(args.scenes or work_dir / 'scenes.pth')
+    if scenes.is_file():
+        images = read_checkpoint(str(scenes))['images']
+    else:
+        size = cfg.train_dataloader.dataset.image_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        images = make_scenes(teacher.adapter, cfg.model.source, args, size)
+        torch.save(dict(images=images), scenes)
+    truth = detections(teacher.adapter, images)
+    own = Config.fromfile(run.student_config)
+    for path in args.students or [str(run.student)]:
+        net = build_network(own, keep_init=False)
+        load_strict(net, unwrap_state_dict(read_checkpoint(path)), what=path)
+        student = build_adapter(net.eval(), Normalizer.from_config(own))
+        found = detection_agreement(detections(student, images), truth, student.num_classes)
+        rounded = {name: round(value, 4) for name, value in found.items()}
+        print(json.dumps(dict(student=path, images=len(images), **rounded)))
+
+
+if __name__ == '__main__':
+    sys.exit(fail_clearly(main))
