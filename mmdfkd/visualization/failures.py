@@ -25,7 +25,9 @@ def _outline(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 def _missed_text(failures: Failures, names: Sequence[str]) -> str:
     labels = failures.truth.labels[failures.missed]
     counts = Counter(class_name(names, int(label)) for label in labels)
-    return f'missed {len(labels)}: ' + ', '.join(f'{n} {name}' for name, n in counts.most_common())
+    return f'missed {len(labels)}: ' + ', '.join(
+        f'{name} ({n})' for name, n in counts.most_common()
+    )
 
 
 def failure_gallery(
