@@ -222,9 +222,12 @@ class Plan:
             for size, init in students:
                 if size not in self.sizes or init not in self.inits:
                     continue
+                first, *rest = self.rows_of(size, init, seed, lines)
+                yield self.run(size, first, init, seed)
+                # Its line names the ceiling, so that comes before it where it is asked for.
                 if init == 'inherit':
                     yield self.run(size, START, init, seed)
-                for row in self.rows_of(size, init, seed, lines):
+                for row in rest:
                     yield self.run(size, row, init, seed)
 
 
