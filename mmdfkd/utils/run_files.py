@@ -15,6 +15,7 @@ TEACHER_CONFIG = 'teacher_config.py'
 RUN = 'run.json'
 SAMPLES = 'synthetic_samples.pth'
 REPORT = 'report'
+SYNTHETIC = 'synthetic'
 
 
 def checkpoints_in(work_dir: str | Path) -> list[Path]:
@@ -42,7 +43,7 @@ def refuse_foreign_checkpoints(work_dir: str | Path) -> None:
 
 
 def clear_run(work_dir: str | Path, needed: Iterable[str | Path] = ()) -> None:
-    """Delete what an earlier run left: its checkpoints, exports and report.
+    """Delete what an earlier run left: its checkpoints, exports, report and synthetic images.
 
     Args:
         work_dir (str | Path): The run's directory; need not exist.
@@ -61,7 +62,8 @@ def clear_run(work_dir: str | Path, needed: Iterable[str | Path] = ()) -> None:
     rest = (STUDENT_CONFIG, TEACHER_CONFIG, RUN, 'last_checkpoint')
     for path in [*found, *(Path(work_dir) / name for name in rest)]:
         path.unlink(missing_ok=True)
-    shutil.rmtree(Path(work_dir) / REPORT, ignore_errors=True)
+    for name in (REPORT, SYNTHETIC):
+        shutil.rmtree(Path(work_dir) / name, ignore_errors=True)
 
 
 def named_files(value: Any) -> set[str]:

@@ -21,6 +21,8 @@ def run(tmp_path):
     folder = tmp_path / 'run'
     (folder / 'report').mkdir(parents=True)
     (folder / 'report' / 'index.html').write_text('x')
+    (folder / 'synthetic').mkdir()
+    (folder / 'synthetic' / 'segment-0').write_text('x')
     (folder / 'vis_data').mkdir()
     for name in ('iter_3.pth', 'student.pth', 'student_config.py', 'run.json', 'last_checkpoint'):
         (folder / name).write_text('x')

@@ -13,7 +13,7 @@ from mmengine.runner.base_loop import BaseLoop
 from mmdfkd.datasets import SyntheticDataset
 from mmdfkd.distillers import DataFreeDistiller
 from mmdfkd.registry import HOOKS
-from mmdfkd.utils.run_files import refuse_foreign_checkpoints
+from mmdfkd.utils.run_files import SYNTHETIC, refuse_foreign_checkpoints
 
 from .overwrite import OverwriteHook
 
@@ -98,7 +98,7 @@ class DistillHook(OverwriteHook):
         distiller.seed = runner.seed
         distiller.image_size = self._image_size(distiller, dataset)
         distiller.resuming = resuming
-        distiller.folder = Path(runner.work_dir) / 'synthetic'
+        distiller.folder = Path(runner.work_dir) / SYNTHETIC
         self._check_size(distiller)
         # The start depends on the seed alone, not on what was built before.
         seed_everything(runner.seed, 0, 0)
