@@ -43,7 +43,9 @@ def refuse_foreign_checkpoints(work_dir: str | Path) -> None:
 
 
 def clear_run(work_dir: str | Path, needed: Iterable[str | Path] = ()) -> None:
-    """Delete what an earlier run left: its checkpoints, exports, report and synthetic images.
+    """Delete what an earlier run left: its checkpoints, exports and report.
+
+    Synthetic images are not among it: the new run has made its own by now, and removes the others.
 
     Args:
         work_dir (str | Path): The run's directory; need not exist.
@@ -62,8 +64,7 @@ def clear_run(work_dir: str | Path, needed: Iterable[str | Path] = ()) -> None:
     rest = (STUDENT_CONFIG, TEACHER_CONFIG, RUN, 'last_checkpoint')
     for path in [*found, *(Path(work_dir) / name for name in rest)]:
         path.unlink(missing_ok=True)
-    for name in (REPORT, SYNTHETIC):
-        shutil.rmtree(Path(work_dir) / name, ignore_errors=True)
+    shutil.rmtree(Path(work_dir) / REPORT, ignore_errors=True)
 
 
 def named_files(value: Any) -> set[str]:

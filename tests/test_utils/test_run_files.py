@@ -45,7 +45,8 @@ def test_an_empty_or_missing_directory_is_fine(tmp_path):
 
 def test_clearing_deletes_what_a_run_leaves_and_nothing_else(run):
     clear_run(run)
-    assert sorted(p.name for p in run.iterdir()) == ['notes.md', 'vis_data']
+    assert sorted(p.name for p in run.iterdir()) == ['notes.md', 'synthetic', 'vis_data']
+    assert list((run / 'synthetic').iterdir())
     refuse_foreign_checkpoints(run)
 
 

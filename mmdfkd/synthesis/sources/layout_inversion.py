@@ -156,6 +156,8 @@ class LayoutInversionSource(SyntheticSource):
         self.composer: SceneComposer | None = None
         self.bank: ReplayBank | None = None
         self._restored: dict | None = None
+        # Whether the folder may hold images of an earlier run.
+        self._replaces = False
         # Batches in which the teacher detected some object.
         self.register_buffer('shown', torch.zeros((), dtype=torch.int64))
         # Images made so far, by all processes: the number of the next.
@@ -237,6 +239,8 @@ class LayoutInversionSource(SyntheticSource):
         """Make the first images; a prior that asks the student is answered by the teacher."""
         self.source.fill(teacher)
         self.refresh(teacher, teacher, 0)
+        # A finished set is another run's own.
+        self._replaces = self.scenes is None
 
     def refresh(self, teacher: Adapter, student: Adapter, iteration: int) -> dict[str, float]:
         """Make the first images if they are not there, and a further batch if it is time.
@@ -250,6 +254,10 @@ class LayoutInversionSource(SyntheticSource):
                 nothing to learn from them.
         """
         logs = self.source.refresh(teacher, student, iteration)
+        if self._replaces and len(self.bank):
+            # The run steps: what it replaces is no longer needed.
+            self.bank.prune()
+            self._replaces = False
         due = max(self.images - int(self.made), 0)
         if self.every and iteration and iteration % self.every == 0:
             due += self.batch
