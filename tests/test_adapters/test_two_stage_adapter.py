@@ -87,6 +87,40 @@ def test_class_votes_without_proposals(adapter, monkeypatch):
     assert votes.shape == (2, 3) and votes.eq(0).all()
 
 
+@torch.no_grad()
+def test_class_places_are_the_proposals_that_say_most(adapter):
+    """Class probability times objectness, looked up proposal by proposal."""
+    memory = adapter.encode(toy.images(3))
+    votes, boxes = adapter.class_places(memory)
+    assert votes.shape == (3, 3) and boxes.shape == (3, 3, 4)
+    probe = adapter.propose(memory)
+    logits = adapter.answer(memory, probe).logits.split([len(b) for b in probe.boxes])
+    for i, part in enumerate(logits):
+        for label in range(3):
+            said = [
+                float(row.double().softmax(-1)[label]) * float(score)
+                for row, score in zip(part, probe.scores[i], strict=True)
+            ]
+            assert float(votes[i, label]) == pytest.approx(max(said), rel=1e-4)
+            assert torch.equal(boxes[i, label], probe.boxes[i][int(np.argmax(said))])
+
+
+@torch.no_grad()
+def test_class_places_without_proposals(adapter, monkeypatch):
+    monkeypatch.setitem(adapter.net.rpn_head.test_cfg, 'min_bbox_size', 1000)
+    votes, boxes = adapter.class_places(adapter.encode(toy.images(2)))
+    assert votes.eq(0).all() and boxes.eq(0).all() and boxes.shape == (2, 3, 4)
+
+
+def test_box_sizes_are_the_anchors(adapter):
+    """Scale 3 on strides of 4, 8 and 16, each of two shapes and one area."""
+    sizes = adapter.box_sizes()
+    torch.testing.assert_close(
+        sizes.prod(1), torch.tensor([12.0, 12, 24, 24, 48, 48]).square(), rtol=1e-4, atol=0
+    )
+    torch.testing.assert_close(sizes[:, 1] / sizes[:, 0], torch.tensor([0.5, 1.0] * 3))
+
+
 def test_nothing_of_the_teachers_side_has_a_graph(adapter):
     observation = adapter.observe(toy.images(1), ['backbone.blocks.0'])
     assert not observation.response.logits.requires_grad

@@ -212,6 +212,25 @@ def test_short_mode_makes_a_batch_now_and_then(teacher, student):
     assert source.bank.made_at(source.bank.ids).tolist() == [3, 3, 6, 6]
 
 
+def test_a_finished_set(teacher, student, tmp_path, monkeypatch):
+    """Another run's images are drawn; nothing is made, and its folder is left as it is."""
+    first = prepare(inversion(share=1.0), teacher, tmp_path / 'first')
+    first.fill(teacher)
+    before = {path: path.read_bytes() for path in (tmp_path / 'first').iterdir()}
+    source = prepare(
+        inversion(share=1.0, scenes=str(tmp_path / 'first')), teacher, tmp_path / 'second'
+    )
+    monkeypatch.setattr(source, 'invert', None)
+    source.fill(teacher)
+    assert source.refresh(teacher, student, 0) == {}
+    assert torch.equal(source.draw(ITEMS)[0], first.draw(ITEMS)[0])
+    assert {path: path.read_bytes() for path in (tmp_path / 'first').iterdir()} == before
+    with pytest.raises(ValueError, match='every=0'):
+        inversion(scenes=str(tmp_path), every=2)
+    with pytest.raises(BankError, match='holds no replay bank'):
+        prepare(inversion(scenes=str(tmp_path / 'nowhere')), teacher)
+
+
 def test_nothing_is_ever_detected(teacher, student, monkeypatch):
     monkeypatch.setitem(teacher.net.roi_head.test_cfg, 'score_thr', 1.1)
     source = prepare(inversion(images=3, steps=2), teacher)
@@ -346,6 +365,16 @@ class TestInARun:
         assert sources[0]['_extra_state'] == sources[1]['_extra_state']
         assert len(sources[0]['_extra_state']['segments']) == 3
         assert states[0]['dfkd_state']['images_read'] == 0
+
+    def test_overwriting_removes_the_replaced_images_alone(self, tmp_path):
+        run = tmp_path / 'run'
+        toy.runner_of(self.config(tmp_path, run, randomness=dict(seed=8))).train()
+        old = {path.name for path in (run / 'synthetic').glob('segment-*')}
+        toy.runner_of(self.config(tmp_path, run, overwrite=True)).train()
+        kept = {path.name for path in (run / 'synthetic').glob('segment-*')}
+        state = torch.load(run / 'iter_2.pth', weights_only=False)['dfkd_state']['source']
+        assert kept == {entry['name'] for entry in state['_extra_state']['segments']}
+        assert len(kept) == 3 and not kept & old
 
     def test_a_bank_that_does_not_fit_stops_before_the_first_step(self, tmp_path):
         cfg = self.config(tmp_path, tmp_path / 'run', source=dict(bank=dict(capacity=10**13)))

@@ -12,6 +12,7 @@ import torch
 import toy
 from mmengine.config import Config
 
+from mmdfkd.distillers import build_network
 from mmdfkd.synthesis import ReplayBank
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,33 +161,31 @@ def test_report(place):
         assert (folder / 'mixture' / 'report' / picture).is_file()
 
 
-class TestATeacherThatSeesNothing:
+@pytest.fixture(scope='module')
+def blind(tmp_path_factory):
     """Fresh weights: every class has a probability of 1 / 81 everywhere."""
+    folder = tmp_path_factory.mktemp('blind')
+    torch.manual_seed(0)
+    net = build_network(Config(toy.whole(detector('many'))))
+    net.init_weights()
+    torch.save(dict(meta={}, state_dict=net.state_dict()), folder / 'teacher.pth')
+    return folder
 
-    @pytest.fixture(scope='class')
-    def folder(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp('blind')
-        from mmdfkd.distillers import build_network
 
-        torch.manual_seed(0)
-        net = build_network(Config(toy.whole(detector('many'))))
-        net.init_weights()
-        torch.save(dict(meta={}, state_dict=net.state_dict()), folder / 'teacher.pth')
-        return folder
-
+class TestATeacherThatSeesNothing:
     @pytest.mark.parametrize('kind', ['pooled', 'refined'])
-    def test_draws_uniformly(self, folder, kind):
+    def test_draws_uniformly(self, blind, kind):
         """No class is covered, so the pool has none to prefer."""
-        runner = toy.runner_of(run_config(folder, 'many', kind))
+        runner = toy.runner_of(run_config(blind, 'many', kind))
         runner.train()
         pool = getattr(runner.model.source, 'source', runner.model.source)
         assert not len(pool.covered) and pool.votes.shape[0] == 80
-        assert (folder / kind / 'student.pth').is_file()
+        assert (blind / kind / 'student.pth').is_file()
 
-    def test_has_no_layouts_to_invert(self, folder):
+    def test_has_no_layouts_to_invert(self, blind):
         """One message, before the first step."""
-        cfg = run_config(folder, 'many', 'mixture')
+        cfg = run_config(blind, 'many', 'mixture')
         cfg['model']['source']['steps'] = 2
         with pytest.raises(ValueError, match=r'detects not one object in 6 images.*96 x 160 px'):
             train(cfg)
-        assert not list((folder / 'mixture').glob('iter_*.pth'))
+        assert not list((blind / 'mixture').glob('iter_*.pth'))
