@@ -11,14 +11,14 @@ refined = dict(
 inverted = dict(
     type='mmdfkd.LayoutInversionSource', source=pooled, images=128, steps=20, share=1.0)
 mixture = dict(
-    type='mmdfkd.LayoutInversionSource', source=pooled, images=128, steps=20, share=0.25)
+    type='mmdfkd.LayoutInversionSource', source=pooled, images=128, steps=20, share=0.5)
 
 model = dict(
     type='mmdfkd.DataFreeDistiller',
     # Under 40 % of the teacher's parameters; docs/notes/spine.md has its rivals.
     student=dict(
         type='mmdfkd.Shrunk', width=0.7, depth=0.67, mlp=0.6, neck=0.75, head=0.6, init='inherit'),
-    source=pooled,
+    source=mixture,
     heads=[
         dict(type='mmdfkd.PyramidHead'),
         dict(type='mmdfkd.RPNResponseHead'),
@@ -28,8 +28,9 @@ train_dataloader = dict(
     num_workers=0,
     sampler=dict(type='mmdfkd.GlobalIndexSampler'),
     dataset=dict(type='mmdfkd.SyntheticDataset'))
+# Rate and share of scenes by agreement with the teacher on other scenes (docs/notes/layout_inversion.md).
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.99), weight_decay=0.01),
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.),
     clip_grad=dict(max_norm=5.0))

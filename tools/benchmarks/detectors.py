@@ -83,7 +83,7 @@ class BenchmarkSet:
 
 SETS = {
     'digits': BenchmarkSet('configs/digits', 16, dict(quick=300, full=1000)),
-    'bccd': BenchmarkSet('configs/bccd', 8, dict(quick=300, full=1000)),
+    'bccd': BenchmarkSet('configs/bccd', 8, dict(quick=300, full=1000), random_factor=2),
 }
 SEEDS = dict(quick=(0,), full=(0, 1, 2))
 
