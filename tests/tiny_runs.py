@@ -21,9 +21,18 @@ TWO_STEPS = (
     'train_cfg.val_interval=2',
     'train_dataloader.batch_size=2',
     'default_hooks.logger.interval=1',
-    'model.source.pool_size=8',
-    'model.source.num_workers=0',
     'model.inheritance.images=9',
+)
+#: The same for a run's images: a pool, or a pool and scenes with objects.
+FEW_IMAGES = dict(
+    pool=('model.source.pool_size=8', 'model.source.num_workers=0'),
+    scenes=(
+        'model.source.source.pool_size=8',
+        'model.source.source.num_workers=0',
+        'model.source.images=2',
+        'model.source.batch=2',
+        'model.source.starts=8',
+    ),
 )
 NO_VALIDATION = ('val_cfg=None', 'val_dataloader=None', 'val_evaluator=None')
 

@@ -35,17 +35,19 @@ max_iters = $max_iters
 # Height and width in pixels: what the teacher's test pipeline makes.
 image_size = $image_size
 
+# Random figures, scored once by the teacher and drawn class-balanced.
+pooled = dict(
+    type='mmdfkd.PooledSource',
+    renderer=dict(type='mmdfkd.ProceduralRenderer'),
+    pool_size=$pool_size)
+
 model = dict(
     type='mmdfkd.DataFreeDistiller',
     teacher=dict(
         config=$config,
         checkpoint=$checkpoint),
     student=$student,
-    # Random scenes, scored once by the teacher and drawn class-balanced.
-    source=dict(
-        type='mmdfkd.PooledSource',
-        renderer=dict(type='mmdfkd.ProceduralRenderer'),
-        pool_size=$pool_size),
+$source
     heads=[
 $heads
     ])
@@ -80,6 +82,19 @@ $runtime
 
 # The teacher's own validation and test.
 $evaluation""")
+
+SOURCES = {
+    'classifier': '    source=pooled,',
+    'two-stage': """\
+    # Half of the draws are scenes with objects, which layout inversion of the teacher makes before
+    # the first step; `batch` of them at once.
+    source=dict(
+        type='mmdfkd.LayoutInversionSource',
+        source=pooled,
+        images=128,
+        batch=$batch,
+        share=0.5),""",
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -290,6 +305,7 @@ def make_text(args: argparse.Namespace) -> str:
         )
     meta = evaluation['test_dataloader']['dataset'].get('metainfo') or {}
     classes = meta.get('classes') if isinstance(meta, Mapping) else None
+    batch = max(2, min(16, 16 * 256**2 // area))
     imports = list((cfg.get('custom_imports') or {}).get('imports') or [])
     return TEMPLATE.substitute(
         name=args.config,
@@ -303,8 +319,8 @@ def make_text(args: argparse.Namespace) -> str:
         student=student,
         pool_size=args.pool_size or min(4096, max(1, POOL_BYTES // (3 * area))),
         heads='\n'.join(f"        dict(type='mmdfkd.{head}')," for head in HEADS[family]),
-        batch_size=args.batch_size
-        or (64 if family == 'classifier' else max(2, min(16, 16 * 256**2 // area))),
+        source=Template(SOURCES[family]).substitute(batch=batch),
+        batch_size=args.batch_size or (64 if family == 'classifier' else batch),
         metainfo=f',\n        metainfo=dict(classes={tuple(classes)!r})' if classes else '',
         runtime=runtime_text(imports + ['mmdfkd'] * ('mmdfkd' not in imports)),
         evaluation=evaluation_text(evaluation),

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_runs import NO_VALIDATION, ROOT, TWO_STEPS, random_checkpoint, run_tool
+from tiny_runs import FEW_IMAGES, NO_VALIDATION, ROOT, TWO_STEPS, random_checkpoint, run_tool
 
 from mmdfkd.distillers import build_network
 from mmdfkd.distillers.student_spec import student_config
@@ -126,6 +126,7 @@ def test_two_steps_at_reduced_size(size, small_teacher, tmp_path):
         cwd=tmp_path,
         options=(
             *TWO_STEPS,
+            *FEW_IMAGES['pool'],
             *NO_VALIDATION,
             f'model.teacher.config={config}',
             f'model.teacher.checkpoint={weights}',

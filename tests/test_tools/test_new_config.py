@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from tiny_runs import ROOT, TWO_STEPS, random_checkpoint, run_tool
+from tiny_runs import FEW_IMAGES, ROOT, TWO_STEPS, random_checkpoint, run_tool
 
 from mmdfkd.datasets.digits import DetectionSpec, write_classification, write_detection
 from mmdfkd.utils.key_report import CheckpointMismatchError
@@ -32,7 +32,11 @@ def _digits(family, folder):
 
 @pytest.mark.parametrize('family', TEACHERS)
 def test_a_written_run_trains_and_tests(family, tool, tmp_path, monkeypatch):
-    weights = random_checkpoint(TEACHERS[family], tmp_path / 'teacher.pth')
+    if family == 'classifier':
+        weights = random_checkpoint(TEACHERS[family], tmp_path / 'teacher.pth')
+    else:
+        # Random weights detect nothing, and a scene needs something that is detected.
+        weights = TEACHERS[family].with_suffix('.pth')
     root = _digits(family, tmp_path / 'data')
     out = tmp_path / 'runs' / 'mine.py'
     arguments = [TEACHERS[family], weights, '--out', out, '--data-root', root, '--depth', 0.5]
@@ -47,6 +51,7 @@ def test_a_written_run_trains_and_tests(family, tool, tmp_path, monkeypatch):
     work_dir = tmp_path / 'run'
     options = (
         *TWO_STEPS,
+        *FEW_IMAGES['pool' if family == 'classifier' else 'scenes'],
         'val_dataloader.num_workers=0',
         'val_dataloader.persistent_workers=False',
     )
