@@ -50,6 +50,11 @@ ROWS = {
     INVERTED: 'dfkd_inverted.py',
     MIXTURE: 'dfkd_mixture.py',
 }
+# Rows about the order of training, not of the images: only where they are asked for.
+EXTRA_ROWS = {
+    'mixture, features first': 'dfkd_features_first.py',
+    'mixture, blocks first': 'dfkd_blocks_first.py',
+}
 # Most of the teacher's parameters that a student has, in percent, and what its shape changes in the
 # config. Of the shapes under 20 % these keep four of six blocks, two of them global, as 40 % has.
 SIZES: dict[int, dict[str, float]] = {
@@ -77,13 +82,13 @@ class BenchmarkSet:
     configs: str
     batch: int
     steps: Mapping[str, int]
-    random_factor: int = 3
+    random_factor: int = 2
     random_options: tuple[str, ...] = ('optim_wrapper.optimizer.lr=2e-3',)
 
 
 SETS = {
     'digits': BenchmarkSet('configs/digits', 16, dict(quick=300, full=1000)),
-    'bccd': BenchmarkSet('configs/bccd', 8, dict(quick=300, full=1000), random_factor=2),
+    'bccd': BenchmarkSet('configs/bccd', 8, dict(quick=300, full=1000)),
 }
 SEEDS = dict(quick=(0,), full=(0, 1, 2))
 
@@ -102,7 +107,8 @@ class Run:
     @property
     def config(self) -> Path:
         """The row's config; a start is taken from the mixture's."""
-        return ROOT / SETS[self.set].configs / ROWS.get(self.row, ROWS[MIXTURE])
+        name = {**ROWS, **EXTRA_ROWS}.get(self.row, ROWS[MIXTURE])
+        return ROOT / SETS[self.set].configs / name
 
     @property
     def start(self) -> 'Run':
@@ -112,12 +118,12 @@ class Run:
     @property
     def draws_scenes(self) -> bool:
         """Whether its images come from layout inversion."""
-        return self.row in (START, MIXTURE, INVERTED)
+        return self.row in (START, MIXTURE, INVERTED, *EXTRA_ROWS)
 
     @property
     def name(self) -> str:
         """Name of its work directory."""
-        row = self.row.split(' (')[0].replace(' + ', '_').replace(' ', '_')
+        row = self.row.split(' (')[0].replace(' + ', '_').replace(', ', '_').replace(' ', '_')
         return f'{self.set}_{self.size}_{row}_{self.init}_{self.steps}_s{self.seed}'
 
     def __str__(self) -> str:
@@ -183,7 +189,8 @@ class Plan:
             FileNotFoundError: If there is none.
         """
         missing = self.missing_rows()
-        rows = [row for row in ROWS if row in (self.rows or ROWS) and row not in missing]
+        known = (*ROWS, *EXTRA_ROWS)
+        rows = [row for row in known if row in (self.rows or ROWS) and row not in missing]
         if not rows:
             raise FileNotFoundError(
                 f'No row can be run: {", ".join(map(str, missing.values()))} not there.'
@@ -363,6 +370,9 @@ def options_of(
             f'param_scheduler.1.end={steps}',
             f'param_scheduler.1.T_max={steps - WARMUP}',
         ]
+    if run.row == 'mixture, blocks first':
+        # In the first part alone, whatever the steps.
+        options.append(f'model.heads.3.schedule.end={int(0.3 * steps)}')
     if scenes and run.draws_scenes:
         options.append(f'model.source.scenes={scenes}')
     if run.init == 'random':
@@ -447,7 +457,9 @@ class Benchmark:
             work_dir = self._started(run)
             command = command_of(run, work_dir, self.data_root, None, self._scenes(run))
         else:
-            begin = self._started(run.start) if run.init == 'inherit' else None
+            # Blocks are followed through the map of the inheritance: that start is made again.
+            shared = run.init == 'inherit' and run.row not in EXTRA_ROWS
+            begin = self._started(run.start) if shared else None
             command = train(
                 run,
                 work_dir,
@@ -538,7 +550,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--set', choices=SETS, default='digits')
     parser.add_argument('--preset', choices=SEEDS, default='quick')
     parser.add_argument(
-        '--rows', nargs='+', choices=ROWS, help="of every student; the preset's by default"
+        '--rows',
+        nargs='+',
+        choices=[*ROWS, *EXTRA_ROWS],
+        help="of every student; the preset's by default",
     )
     parser.add_argument('--inits', nargs='+', choices=INITS, default=list(INITS))
     parser.add_argument(
