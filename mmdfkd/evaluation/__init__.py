@@ -15,7 +15,7 @@ from .predictions import Annotation, ground_truth, image_of, prediction, seen_in
 from .results import (
     ResultError,
     append_result,
-    insert_table,
+    insert_tables,
     read_results,
     results_markdown,
     write_text,
@@ -45,7 +45,7 @@ __all__ = [
     'find_objects',
     'ground_truth',
     'image_of',
-    'insert_table',
+    'insert_tables',
     'interleaved_latency',
     'load_network',
     'markdown_report',

@@ -216,21 +216,47 @@ def results_markdown(results: list[dict[str, Any]]) -> str:
     return markdown_table([header[i] for i in keep], [[row[i] for i in keep] for row in rows])
 
 
-def insert_table(document: str, benchmark: str, table: str) -> str:
-    """Put a table between the markers of its benchmark.
+def insert_tables(document: str, results: list[dict[str, Any]]) -> str:
+    """Put a benchmark's tables between its markers.
+
+    ``<!-- results:NAME -->`` ... ``<!-- /results -->`` takes all results; ``<!-- results:NAME
+    set=digits init=inherit,random -->`` those that have one of the values of every field named.
+
+    Args:
+        document (str): The document's text.
+        results (list[dict]): Of one benchmark, from :func:`read_results`.
 
     Raises:
-        ResultError: If the document has not exactly one ``<!-- results:NAME -->`` ... ``<!--
-            /results -->``.
+        ResultError: If the document has no such place, or nothing fits what one asks for.
     """
-    start = f'<!-- results:{benchmark} -->'
-    pattern = re.compile(re.escape(start) + r'(?:(?!<!-- results:).)*?<!-- /results -->', re.DOTALL)
-    found = pattern.findall(document)
-    if len(found) != 1:
+    benchmark = results[0]['benchmark']
+    pattern = re.compile(
+        rf'(<!-- results:{re.escape(benchmark)}((?: \w+=\S+)*) -->)'
+        r'(?:(?!<!-- results:).)*?<!-- /results -->',
+        re.DOTALL,
+    )
+
+    def table(found: re.Match) -> str:
+        wanted = dict(part.split('=') for part in found[2].split())
+        unknown = [name for name in wanted if name not in FIELDS]
+        fitting = [
+            result
+            for result in results
+            if all(str(result.get(name)) in values.split(',') for name, values in wanted.items())
+        ]
+        if unknown or not fitting:
+            raise ResultError(
+                f"'{found[1]}': "
+                + (f'there is no field {unknown}.' if unknown else 'no result fits.')
+            )
+        return f'{found[1]}\n{results_markdown(fitting)}\n<!-- /results -->'
+
+    text, count = pattern.subn(table, document)
+    if not count:
         raise ResultError(
-            f"The document has {len(found)} places '{start} ... <!-- /results -->'; it needs one."
+            f"The document has no place '<!-- results:{benchmark} --> ... <!-- /results -->'."
         )
-    return pattern.sub(lambda _: f'{start}\n{table}\n<!-- /results -->', document)
+    return text
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@ import pytest
 from mmdfkd.evaluation import (
     ResultError,
     append_result,
-    insert_table,
+    insert_tables,
     read_results,
     results_markdown,
 )
@@ -166,21 +166,39 @@ kept
 
 
 def test_table_goes_between_its_markers():
-    updated = insert_table(DOCUMENT, 'ablation', '| new \\1 |')
-    assert '| new \\1 |' in updated
+    results = [result(row='new \\1')]
+    updated = insert_tables(DOCUMENT, results)
+    assert results_markdown(results) in updated
     assert 'old' not in updated
     assert 'between' in updated
     assert 'kept' in updated
-    assert insert_table(updated, 'ablation', '| new \\1 |') == updated
+    assert insert_tables(updated, results) == updated
 
 
-@pytest.mark.parametrize('document', ['nothing', DOCUMENT + DOCUMENT, DOCUMENT[:40]])
-def test_markers_must_be_there_once(document):
-    with pytest.raises(ResultError, match='it needs one'):
-        insert_table(document, 'ablation', 'table')
+def test_a_place_may_ask_for_some_of_the_lines():
+    marker = '<!-- results:ablation init=random set=digits,cells -->'
+    results = [result(), result(init='random'), result(init='random', set='drones')]
+    updated = insert_tables(DOCUMENT + f'{marker}\n<!-- /results -->\n', results)
+    assert f'{marker}\n{results_markdown(results[1:2])}\n' in updated
+    assert results_markdown(results) in updated
+    assert insert_tables(updated, results) == updated
+
+
+@pytest.mark.parametrize('document', ['nothing', DOCUMENT[:40]])
+def test_markers_must_be_there(document):
+    with pytest.raises(ResultError, match='has no place'):
+        insert_tables(document, [result()])
+
+
+@pytest.mark.parametrize(
+    ('condition', 'said'), [('init=config', 'no result fits'), ('colour=red', "no field .'colour'")]
+)
+def test_a_condition_that_nothing_meets_is_named(condition, said):
+    with pytest.raises(ResultError, match=said):
+        insert_tables(f'<!-- results:ablation {condition} -->\n<!-- /results -->', [result()])
 
 
 def test_unclosed_marker_does_not_swallow_the_next_table():
     document = '<!-- results:ablation -->\n' + DOCUMENT[DOCUMENT.index('between') :]
-    with pytest.raises(ResultError, match='it needs one'):
-        insert_table(document, 'ablation', 'table')
+    with pytest.raises(ResultError, match='has no place'):
+        insert_tables(document, [result()])

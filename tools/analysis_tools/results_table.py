@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmdfkd.evaluation.results import insert_table, read_results, results_markdown, write_text
+from mmdfkd.evaluation.results import insert_tables, read_results, results_markdown, write_text
 from mmdfkd.utils.launch import fail_clearly
 
 
@@ -15,8 +15,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--into',
         type=Path,
-        help='document to write the table into, between <!-- results:<benchmark> --> and '
-        '<!-- /results -->; printed where not given',
+        help='document to write the tables into, between <!-- results:<benchmark> --> (or '
+        '<!-- results:<benchmark> set=digits -->: those lines alone) and <!-- /results -->; '
+        'printed where not given',
     )
     parser.add_argument(
         '--check',
@@ -32,12 +33,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Print, insert or check the table."""
     args = parse_args(argv)
-    table = results_markdown(read_results(args.results))
+    results = read_results(args.results)
     if args.into is None:
-        print(table)
+        print(results_markdown(results))
         return
     document = args.into.read_text(encoding='utf-8')
-    updated = insert_table(document, args.results.stem, table)
+    updated = insert_tables(document, results)
     if updated == document:
         return
     if args.check:
