@@ -1,7 +1,16 @@
 """Ordinary networks: what an exported student needs, and nothing later."""
 
 from .backbones import ViTDet
+from .generators import ConvGenerator, TransformerGenerator
 from .layers import LayerNorm2d
 from .necks import Lift, SimpleFPN, WideLast
 
-__all__ = ['LayerNorm2d', 'Lift', 'SimpleFPN', 'ViTDet', 'WideLast']
+__all__ = [
+    'ConvGenerator',
+    'LayerNorm2d',
+    'Lift',
+    'SimpleFPN',
+    'TransformerGenerator',
+    'ViTDet',
+    'WideLast',
+]
