@@ -155,14 +155,35 @@ def rows(table: str) -> dict[str, str]:
     return found
 
 
+def pages() -> list[Path]:
+    return sorted((ROOT / 'docs').rglob('*.md'))
+
+
 def tables() -> list[tuple[str, str, str]]:
-    path = ROOT / 'docs' / 'configuration.md'
-    return TABLE.findall(path.read_text())
+    return [table for path in pages() for table in TABLE.findall(path.read_text())]
+
+
+def target_of(dotted: str):
+    """What a table is of: a name of the package, or a registered class."""
+    try:
+        return resolve(dotted)
+    except AttributeError:
+        return registered(dotted.split('.', 1)[1])
+
+
+def own_settings(target) -> dict:
+    """Names and defaults of the settings that a class or function names itself."""
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {
+        name: p.default
+        for name, p in inspect.signature(target).parameters.items()
+        if p.kind not in kinds and name not in ('teacher_cfg', 'init_cfg')
+    }
 
 
 def test_there_are_tables():
-    markers = (ROOT / 'docs' / 'configuration.md').read_text().count('<!-- parameters: ')
-    assert len(tables()) == markers > 10
+    markers = sum(path.read_text().count('<!-- parameters: ') for path in pages())
+    assert len(tables()) == markers > 30
 
 
 @pytest.mark.parametrize(
@@ -170,16 +191,7 @@ def test_there_are_tables():
 )
 def test_settings_and_defaults_are_those_of_the_code(dotted, also, table):
     """Every setting is listed, and no other; a default is as written, none is 'required'."""
-    try:
-        target = resolve(dotted)
-    except AttributeError:
-        target = registered(dotted.split('.', 1)[1])
-    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    real = {
-        name: p.default
-        for name, p in inspect.signature(target).parameters.items()
-        if p.kind not in kinds and name not in ('teacher_cfg', 'init_cfg')
-    }
+    real = own_settings(target_of(dotted))
     listed = rows(table)
     assert set(listed) - {also} == set(real)
     for name, default in real.items():
@@ -189,6 +201,45 @@ def test_settings_and_defaults_are_those_of_the_code(dotted, also, table):
         written = eval(listed[name].strip('`'), {'__builtins__': {}, 'dict': dict})
         same = list(written) == list(default) if isinstance(default, tuple) else written == default
         assert same, f'{name}: the document says {written!r}, the code {default!r}'
+
+
+HEADS = ROOT / 'docs' / 'heads.md'
+
+
+def registered_heads() -> dict[str, type]:
+    """The package's distill heads by name; not those that a document's examples register."""
+    base = importlib.import_module('mmdfkd.heads').DistillHead
+    return {
+        name: cls
+        for name, cls in registries.MODELS.module_dict.items()
+        if issubclass(cls, base) and cls.__module__.startswith('mmdfkd.')
+    }
+
+
+def test_every_head_has_a_section_and_tables():
+    """Its own settings and those of its bases are listed, and both pages name it."""
+    base = resolve('mmdfkd.heads.DistillHead')
+    documented = {target_of(dotted) for dotted, _, _ in tables()}
+    listed = (ROOT / 'docs' / 'configuration.md').read_text()
+    headings = re.findall(r'^### `mmdfkd\.(\w+Head)`$', HEADS.read_text(), re.M)
+    heads = registered_heads()
+    assert sorted(headings) == sorted(heads)
+    for name, cls in heads.items():
+        assert f'[`mmdfkd.{name}`](heads.md#mmdfkd{name.lower()})' in listed, name
+        for one in cls.__mro__:
+            if issubclass(one, base) and '__init__' in vars(one) and own_settings(one):
+                assert one in documented, f'{name}: no table of {one.__name__}'
+
+
+def test_examples_of_heads_build():
+    """Every example of the page is one that the class takes, and every head has one."""
+    shown = set()
+    for block in code(HEADS):
+        names = {}
+        exec(compile(block, str(HEADS), 'exec'), names)
+        for head in names.get('heads', ()):
+            shown.add(type(registries.MODELS.build(dict(head))).__name__)
+    assert shown == set(registered_heads())
 
 
 @pytest.mark.parametrize(
