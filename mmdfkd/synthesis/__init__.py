@@ -3,7 +3,23 @@
 from .augment import LightAugment
 from .bank import ReplayBank
 from .frozen import frozen
-from .priors import DivergencePrior, Prior, SynthesisContext, TargetPrior, TotalVariationPrior
+from .priors import (
+    AttentionPrior,
+    BatchNormPrior,
+    BoundaryPreservingPrior,
+    ClassPrior,
+    ContrastivePrior,
+    DivergencePrior,
+    InformationEntropyPrior,
+    InterHeadPrior,
+    JensenShannonPrior,
+    PatchBoundaryPrior,
+    PatchSimilarityPrior,
+    Prior,
+    SynthesisContext,
+    TargetPrior,
+    TotalVariationPrior,
+)
 from .sources import (
     LayoutInversionSource,
     PooledSource,
@@ -11,11 +27,22 @@ from .sources import (
     RenderedSource,
     SyntheticSource,
 )
+from .teacher_report import TeacherReport, inspect_teacher
 
 __all__ = [
+    'AttentionPrior',
+    'BatchNormPrior',
+    'BoundaryPreservingPrior',
+    'ClassPrior',
+    'ContrastivePrior',
     'DivergencePrior',
+    'InformationEntropyPrior',
+    'InterHeadPrior',
+    'JensenShannonPrior',
     'LayoutInversionSource',
     'LightAugment',
+    'PatchBoundaryPrior',
+    'PatchSimilarityPrior',
     'PooledSource',
     'Prior',
     'RefinedSource',
@@ -24,6 +51,8 @@ __all__ = [
     'SynthesisContext',
     'SyntheticSource',
     'TargetPrior',
+    'TeacherReport',
     'TotalVariationPrior',
     'frozen',
+    'inspect_teacher',
 ]

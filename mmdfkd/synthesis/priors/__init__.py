@@ -1,9 +1,35 @@
 """Terms of the objective that synthetic images are optimised for."""
 
+from .attention_prior import AttentionPrior
 from .base import Prior
+from .batch_norm import BatchNormPrior
+from .boundary import BoundaryPreservingPrior
+from .class_prior import ClassPrior
 from .context import SynthesisContext
+from .contrastive import ContrastivePrior
 from .divergence import DivergencePrior
+from .information_entropy import InformationEntropyPrior
+from .inter_head import InterHeadPrior
+from .jensen_shannon import JensenShannonPrior
+from .patch_boundary import PatchBoundaryPrior
+from .patch_similarity import PatchSimilarityPrior
 from .target import TargetPrior
 from .total_variation import TotalVariationPrior
 
-__all__ = ['DivergencePrior', 'Prior', 'SynthesisContext', 'TargetPrior', 'TotalVariationPrior']
+__all__ = [
+    'AttentionPrior',
+    'BatchNormPrior',
+    'BoundaryPreservingPrior',
+    'ClassPrior',
+    'ContrastivePrior',
+    'DivergencePrior',
+    'InformationEntropyPrior',
+    'InterHeadPrior',
+    'JensenShannonPrior',
+    'PatchBoundaryPrior',
+    'PatchSimilarityPrior',
+    'Prior',
+    'SynthesisContext',
+    'TargetPrior',
+    'TotalVariationPrior',
+]

@@ -33,6 +33,13 @@ class Prior(nn.Module):
         """Why the term does not apply to this teacher; None where it does."""
         return None
 
+    def finished(self, ctx: SynthesisContext) -> None:
+        """Take note of finished images; nothing unless the term remembers earlier ones.
+
+        A source calls it once for each batch of images that it keeps, without gradient. What a term
+        remembers is in its state.
+        """
+
     @abstractmethod
     def forward(self, ctx: SynthesisContext) -> Tensor:
         """The term, ``[B]`` or a scalar, differentiable to ``ctx.images``."""

@@ -2,11 +2,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmdfkd.adapters.base import Adapter
 from mmdfkd.adapters.observation import Memory, Probe, Response, Targets
+from mmdfkd.datasets.renderers.stream import stream
 
 
 @dataclass
@@ -24,6 +26,9 @@ class SynthesisContext:
         probe: Where detectors are asked, fixed while the images change; None for classifiers.
         taps: Names of the teacher's modules whose outputs the priors need.
         canvas: The images under optimisation themselves, where ``images`` are views of them.
+        seed: Seed of the run, for priors with random parts.
+        serials: The number of each image, which its random parts depend on; None counts the batch.
+        step: Number of gradient steps done, for random parts that change while an image is made.
     """
 
     images: Tensor
@@ -33,6 +38,20 @@ class SynthesisContext:
     probe: Probe | None = None
     taps: Sequence[str] = ()
     canvas: Tensor | None = None
+    seed: int = 0
+    serials: Sequence[int] | None = None
+    step: int = 0
+
+    def rng(self, purpose: str, position: int, *key: int) -> np.random.Generator:
+        """Random numbers that are a function of the seed and the image, for one purpose.
+
+        Args:
+            purpose (str): What they are for.
+            position (int): Of the image in the batch.
+            *key (int): Further non-negative numbers they depend on, such as ``step``.
+        """
+        serial = position if self.serials is None else int(self.serials[position])
+        return stream(purpose, self.seed, serial, *key)
 
     @property
     def pixels(self) -> Tensor:
