@@ -1,0 +1,59 @@
+"""The tool on a finished run of tiny networks."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+import torch
+from fake_run import SIZE, write_run
+from tiny_runs import ROOT
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A finished run, and random scenes beside it."""
+    folder = tmp_path_factory.mktemp('agreement') / 'run'
+    config = write_run(folder, 'detection', images=1)
+    images = torch.randint(
+        0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    torch.save(dict(images=images), folder / 'scenes.pth')
+    return config, folder
+
+
+@pytest.fixture(scope='module')
+def tool():
+    path = ROOT / 'tools' / 'analysis_tools' / 'agreement.py'
+    spec = importlib.util.spec_from_file_location('agreement_tool', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def lines(capsys) -> list[dict]:
+    """What the tool said, a line a student."""
+    said = capsys.readouterr().out.splitlines()
+    return [json.loads(line) for line in said if line.startswith('{')]
+
+
+def test_the_tool_measures_students_on_the_scenes_of_the_run(tool, run, capsys):
+    config, folder = run
+    start, end = (str(folder / name) for name in ('student_start.pth', 'student.pth'))
+    tool.main([str(config), '--students', start, end])
+    first, second = lines(capsys)
+    assert (first.pop('student'), second.pop('student')) == (start, end)
+    # The same objects; other random weights find others of them.
+    assert first['images'] == second['images'] == 3
+    assert first['objects'] == second['objects'] > 0
+    assert 0 <= first['bbox_mAP'] < 1 and first['bbox_mAP'] != second['bbox_mAP']
+
+
+def test_the_teacher_agrees_with_itself(tool, run, tmp_path, capsys):
+    folder = tmp_path / 'run'
+    shutil.copytree(run[1], folder)
+    shutil.copy(folder / 'teacher.pth', folder / 'student.pth')
+    shutil.copy(folder / 'teacher_config.py', folder / 'student_config.py')
+    tool.main([str(run[0]), '--work-dir', str(folder)])
+    (found,) = lines(capsys)
+    assert found['bbox_mAP'] == 1
