@@ -95,4 +95,4 @@ def mean_head_output(ctx: SynthesisContext, layer: AttentionLayer) -> Tensor:
 
 def chosen_layers(layers: Sequence[AttentionLayer], from_depth: float) -> list[AttentionLayer]:
     """Those at or behind a depth; the last one if there are none."""
-    return [layer for layer in layers if layer.depth >= from_depth - 1e-9] or list(layers[-1:])
+    return [layer for layer in layers if layer.depth >= from_depth] or list(layers[-1:])
