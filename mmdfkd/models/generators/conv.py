@@ -64,7 +64,7 @@ class ConvGenerator(Generator):
             for before, after in zip(channels[:-1], channels[1:], strict=True)
         )
         self.to_rgb = nn.Sequential(
-            nn.Conv2d(channels[-1], 3, 3, padding=1), map_norm(norm, 3), nn.Sigmoid()
+            nn.Conv2d(channels[-1], 3, 3, padding=1, bias=False), map_norm(norm, 3), nn.Sigmoid()
         )
 
     def render(self, latent: Tensor, size: tuple[int, int]) -> Tensor:

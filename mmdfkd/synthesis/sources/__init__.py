@@ -2,6 +2,8 @@
 
 from .base import SyntheticSource
 from .dataset import DatasetSource
+from .generated import GeneratorSource
+from .generator_presets import PresetGeneratorSource
 from .layout_inversion import LayoutInversionSource
 from .pooled import PooledSource
 from .refined import RefinedSource
@@ -9,8 +11,10 @@ from .rendered import RenderedSource
 
 __all__ = [
     'DatasetSource',
+    'GeneratorSource',
     'LayoutInversionSource',
     'PooledSource',
+    'PresetGeneratorSource',
     'RefinedSource',
     'RenderedSource',
     'SyntheticSource',
