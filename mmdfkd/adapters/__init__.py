@@ -4,11 +4,13 @@ from torch import nn
 
 from .base import Adapter
 from .classifier import ClassifierAdapter
+from .detr_like import DetrAdapter
 from .normalizer import Normalizer
-from .observation import Memory, Observation, Probe, Response, Targets
+from .observation import EncoderMemory, Memory, Observation, Probe, Response, Targets
+from .queries import Queries, QueryAnswers, QueryProbe, QueryResponse
 from .two_stage import TwoStageAdapter
 
-FAMILIES: tuple[type[Adapter], ...] = (ClassifierAdapter, TwoStageAdapter)
+FAMILIES: tuple[type[Adapter], ...] = (ClassifierAdapter, TwoStageAdapter, DetrAdapter)
 
 
 def build_adapter(net: nn.Module, normalizer: Normalizer) -> Adapter:
@@ -30,11 +32,17 @@ def build_adapter(net: nn.Module, normalizer: Normalizer) -> Adapter:
 __all__ = [
     'Adapter',
     'ClassifierAdapter',
+    'DetrAdapter',
+    'EncoderMemory',
     'FAMILIES',
     'Memory',
     'Normalizer',
     'Observation',
     'Probe',
+    'Queries',
+    'QueryAnswers',
+    'QueryProbe',
+    'QueryResponse',
     'Response',
     'Targets',
     'TwoStageAdapter',

@@ -85,11 +85,15 @@ class Adapter(ABC):
         """
         raise TypeError(f'A {self.family} network predicts no boxes, so it has no layouts.')
 
-    def box_sizes(self) -> Tensor:
+    def box_sizes(self, memory: Memory | None = None) -> Tensor:
         """Widths and heights in pixels that it is built to find, ``[K, 2]``; detectors only.
+
+        Args:
+            memory (Memory, optional): Some images; a family without anchors reads them there.
 
         Raises:
             TypeError: For a family that predicts no boxes.
+            ValueError: Without images, for a family that needs them.
         """
         raise TypeError(f'A {self.family} network predicts no boxes, so it has no layouts.')
 
@@ -99,9 +103,23 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def observe(
-        self, images: Tensor, taps: Sequence[str] = (), respond: bool = True
+        self,
+        images: Tensor,
+        taps: Sequence[str] = (),
+        respond: bool = True,
+        *,
+        seed: int = 0,
+        serials: Sequence[int] | None = None,
     ) -> Observation:
-        """Encode, propose and answer without gradient: the teacher's side of a step."""
+        """Encode, propose and answer without gradient: the teacher's side of a step.
+
+        Args:
+            images (Tensor): RGB in [0, 1], ``[B, 3, H, W]``.
+            taps (Sequence[str]): As in :meth:`encode`.
+            respond (bool): Whether to propose and answer, too.
+            seed (int): Of the run, for a family whose probe has random parts.
+            serials (Sequence[int], optional): Likewise, the global index of each image.
+        """
         memory = self.encode(images, taps)
         if not respond:
             return Observation(memory)

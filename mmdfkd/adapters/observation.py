@@ -1,6 +1,7 @@
 """What one network says about a batch of images."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -13,13 +14,33 @@ class Targets:
         labels: Class indices ``[B]`` (classification), or None.
         boxes: Per image, boxes ``[N, 4]`` as xyxy pixels (detection), or None.
         box_labels: Per image, class indices ``[N]`` of the boxes, or None.
-        plan: What the adapter derived from the boxes on first use (they do not move afterwards).
+        plan: What the adapter derived from the boxes on first use (they do not move afterwards); a
+            value of its own, read by no one else.
     """
 
     labels: Tensor | None = None
     boxes: list[Tensor] | None = None
     box_labels: list[Tensor] | None = None
-    plan: list | None = field(default=None, repr=False)
+    plan: Any = field(default=None, repr=False)
+
+
+@dataclass
+class EncoderMemory:
+    """What a DETR-like network's encoder leaves for its decoder.
+
+    Attributes:
+        tokens: The encoder's output, ``[B, N, D]``, levels one after the other, row by row.
+        shapes: ``(h, w)`` of each level; ``N`` is the sum of their products.
+        mask: ``[B, N]``, True on padding, or None where there is none.
+        before_decoder: Arguments of mmdet's ``pre_decoder``.
+        decoder: Arguments of mmdet's ``forward_decoder`` beside the queries and the tokens.
+    """
+
+    tokens: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    mask: Tensor | None
+    before_decoder: dict[str, Any] = field(repr=False)
+    decoder: dict[str, Any] = field(repr=False)
 
 
 @dataclass
@@ -32,11 +53,13 @@ class Memory:
             mmpretrain returns them.
         image_size: ``(H, W)`` of the images in pixels.
         taps: Inner activations by the name of the module that made them.
+        encoder: What a transformer encoder made of the features; DETR-like networks only.
     """
 
     feats: tuple
     image_size: tuple[int, int]
     taps: dict[str, Tensor] = field(default_factory=dict)
+    encoder: EncoderMemory | None = None
 
 
 @dataclass

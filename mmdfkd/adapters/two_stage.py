@@ -87,8 +87,8 @@ class TwoStageAdapter(Adapter):
                 boxes[i] = own[best]
         return votes, boxes
 
-    def box_sizes(self) -> Tensor:
-        """Of the RPN's anchors, all levels."""
+    def box_sizes(self, memory: Memory | None = None) -> Tensor:
+        """Of the RPN's anchors, all levels; no images are needed."""
         anchors = torch.cat(list(self.net.rpn_head.prior_generator.base_anchors))
         return anchors[:, 2:] - anchors[:, :2]
 
