@@ -1,5 +1,7 @@
 """Terms of the objective that synthetic images are optimised for."""
 
+from .attention_consistency import AttentionConsistencyPrior
+from .attention_focus import AttentionFocusPrior
 from .attention_prior import AttentionPrior
 from .base import Prior
 from .batch_norm import BatchNormPrior
@@ -11,12 +13,15 @@ from .divergence import DivergencePrior
 from .information_entropy import InformationEntropyPrior
 from .inter_head import InterHeadPrior
 from .jensen_shannon import JensenShannonPrior
+from .logit_distance import LogitDistancePrior
 from .patch_boundary import PatchBoundaryPrior
 from .patch_similarity import PatchSimilarityPrior
 from .target import TargetPrior
 from .total_variation import TotalVariationPrior
 
 __all__ = [
+    'AttentionConsistencyPrior',
+    'AttentionFocusPrior',
     'AttentionPrior',
     'BatchNormPrior',
     'BoundaryPreservingPrior',
@@ -26,6 +31,7 @@ __all__ = [
     'InformationEntropyPrior',
     'InterHeadPrior',
     'JensenShannonPrior',
+    'LogitDistancePrior',
     'PatchBoundaryPrior',
     'PatchSimilarityPrior',
     'Prior',

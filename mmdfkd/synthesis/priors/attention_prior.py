@@ -45,7 +45,8 @@ class AttentionPrior(AttentionTerm):
             raise ValueError(f'AttentionPrior: components is at least 1, got {components}.')
         self.components = components
         # The maps of the batch under optimisation, which asks for the same ones at every step.
-        self._maps: dict[tuple, Tensor] = {}
+        self._batch: tuple | None = None
+        self._maps: dict[int, Tensor] = {}
 
     def forward(self, ctx: SynthesisContext) -> Tensor:
         """``[B]``, at least zero."""
@@ -65,8 +66,8 @@ class AttentionPrior(AttentionTerm):
         count = len(ctx.images)
         serials = tuple(range(count)) if ctx.serials is None else tuple(map(int, ctx.serials))
         batch = (ctx.seed, serials, grid)
-        if self._maps.get('batch') != batch:
-            self._maps = {'batch': batch}
+        if self._batch != batch:
+            self._batch, self._maps = batch, {}
         if index not in self._maps:
             maps = [
                 mixture_maps(

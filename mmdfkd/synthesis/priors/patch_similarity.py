@@ -104,7 +104,7 @@ def kde_entropy(tokens: Tensor, bandwidth: float = 0.01, points: int = 10) -> Te
     with torch.autocast(unit.device.type, enabled=False):
         cosines = (unit @ unit.transpose(1, 2)).flatten(1)
     low, high = cosines.detach().aminmax(dim=1)
-    steps = torch.linspace(0, 1, points).to(cosines)
+    steps = torch.linspace(0, 1, points, dtype=cosines.dtype, device=cosines.device)
     places = low[:, None] + (high - low)[:, None] * steps
     factor = 1 / (bandwidth * math.sqrt(2 * math.pi))
     # Place by place: all at once would hold ten times the pairs, twice.
