@@ -240,6 +240,8 @@ class GeneratorSource(SyntheticSource):
         if self.generator.label_dims:
             codes = label_codes(teacher, self.codes_kind, self.generator.label_dims)
             self.codes = codes.to(self.device)
+        # Of the weights as drawn, for draws before the first round.
+        self._settle(self._inputs(0))
         for _ in range(self.first):
             self.round(teacher, teacher, 0)
         self._replaces = self.bank is not None

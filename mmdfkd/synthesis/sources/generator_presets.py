@@ -19,8 +19,8 @@ _CROP = dict(
     contrast=0.0,
     brightness=0.0,
 )
-# What stands for the statistics of batch norms with a teacher that has none: no published method
-# of these has such a term (ours; of two terms the source takes the one that suits the teacher).
+# Beside the statistics of batch norms, for teachers with attention: ours, no published one of these
+# methods has such a term. The source leaves out what does not suit the teacher.
 _PATCHES = dict(type='mmdfkd.PatchSimilarityPrior', weight=0.25)
 
 #: Settings of each method. Rates, weights and steps are those of the authors' or of the CMI and
@@ -98,6 +98,21 @@ PRESETS: dict[str, dict] = {
         bank=dict(capacity=51200),
         augment=_CROP,
     ),
+    # Habib et al., arXiv 2408.05952, in our reading, since what is accessible of it has no numbers:
+    # the transformer-augmented generator, L_adv with the teacher as the discriminator (DAFL's),
+    # L_attention as focus. Other readings: LogitDistancePrior for L_adv,
+    # AttentionConsistencyPrior for L_attention.
+    'dfkt': dict(
+        generator=dict(type='mmdfkd.TransformerGenerator'),
+        priors=[
+            dict(type='mmdfkd.ClassPrior', weight=0.05, mode='self'),
+            dict(type='mmdfkd.InformationEntropyPrior', weight=5.0),
+            dict(type='mmdfkd.AttentionFocusPrior', weight=0.5),
+        ],
+        labelled=False,
+        batch=256,
+        optimizer=_ADAM,
+    ),
     # Tran et al., CVPR 2024: noisy layers on the classes' codes, two rounds of 40 steps an epoch
     # of 400, a new generator every 10 epochs; 200 rounds before the first step there, 20 here.
     # 40 layers serve 10 classes at batch 400: noisy_layers is the batch over the classes.
@@ -131,7 +146,8 @@ class PresetGeneratorSource(GeneratorSource):
     """A published method, by its name: :data:`PRESETS` with some settings changed.
 
     Args:
-        preset (str): ``'dafl'``, ``'zskt'``, ``'dfad'``, ``'dfq'``, ``'fast'`` or ``'nayer'``.
+        preset (str): ``'dafl'``, ``'zskt'``, ``'dfad'``, ``'dfq'``, ``'fast'``, ``'dfkt'`` or
+            ``'nayer'``.
         **changes: Settings of :class:`GeneratorSource` that differ. Those of ``generator`` and
             ``bank`` are changed one by one, unless ``generator`` has another ``type``.
 
