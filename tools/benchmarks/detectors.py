@@ -82,13 +82,13 @@ class BenchmarkSet:
     configs: str
     batch: int
     steps: Mapping[str, int]
-    random_factor: int = 2
+    random_factor: float = 2.0
     random_options: tuple[str, ...] = ('optim_wrapper.optimizer.lr=2e-3',)
 
 
 SETS = {
     'digits': BenchmarkSet('configs/digits', 16, dict(quick=300, full=1000)),
-    'bccd': BenchmarkSet('configs/bccd', 8, dict(quick=300, full=1000)),
+    'bccd': BenchmarkSet('configs/bccd', 8, dict(quick=300, full=1000), random_factor=1.5),
 }
 SEEDS = dict(quick=(0,), full=(0, 1, 2))
 
@@ -174,7 +174,7 @@ class Plan:
         own = SETS[self.set]
         steps = self.steps or own.steps[self.preset]
         if init == 'random':
-            steps *= own.random_factor
+            steps = int(steps * own.random_factor)
         return Run(self.set, size, row, init, seed, 0 if row == START else steps)
 
     def missing_rows(self) -> dict[str, Path]:
