@@ -387,7 +387,18 @@ class LayoutInversionSource(SyntheticSource):
             views, moved = self.jitter(canvas, boxes, rngs)
             probe = Probe(moved, [own.new_ones(len(own)) for own in moved])
             targets = Targets(boxes=moved, box_labels=labels)
-            ctx = SynthesisContext(views, targets, teacher, student, probe, taps, canvas)
+            ctx = SynthesisContext(
+                views,
+                targets,
+                teacher,
+                student,
+                probe,
+                taps,
+                canvas,
+                seed=self.seed,
+                serials=serials,
+                step=step,
+            )
             terms = {prior: prior(ctx) for prior in self._used}
             # A term of the whole batch counts for every image, as in refinement.
             total = sum(
@@ -404,13 +415,28 @@ class LayoutInversionSource(SyntheticSource):
             descent.step(canvas.data, gradient, _LAST + (1 - _LAST) * slower, where)
         images = (canvas.detach() * 255).round().to(torch.uint8)
         boxes, labels, found = self._finish(images, boxes, labels, teacher)
+        shown = Targets(boxes=boxes, box_labels=labels)
+        with torch.no_grad():
+            kept = SynthesisContext(
+                images.float() / 255,
+                shown,
+                teacher,
+                student,
+                Probe(boxes, [own.new_ones(len(own)) for own in boxes]),
+                taps,
+                seed=self.seed,
+                serials=serials,
+                step=self.steps,
+            )
+            for prior in self._used:
+                prior.finished(kept)
         logs = {
             f'inverted/{prior.name}': float(term.detach().mean()) for prior, term in terms.items()
         }
         logs['inverted/before'] = float(first) / len(scenes)
         logs['inverted/after'] = float(total.detach()) / len(scenes)
         logs['inverted/found'] = found
-        return images, Targets(boxes=boxes, box_labels=labels), logs
+        return images, shown, logs
 
     @torch.no_grad()
     def _revise(

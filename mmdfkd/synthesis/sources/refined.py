@@ -151,7 +151,7 @@ class RefinedSource(SyntheticSource):
         with frozen(teacher.net, student.net):
             images = self.source.draw_for(items, labels)
             images, found = self.refine(
-                images, torch.as_tensor(labels).to(images.device), teacher, student
+                images, torch.as_tensor(labels).to(images.device), teacher, student, serials
             )
         images = (images * 255).round().to(torch.uint8)
         self._keep(torch.cat(all_gather(images))[: self.batch] if world > 1 else images)
@@ -164,7 +164,12 @@ class RefinedSource(SyntheticSource):
 
     @torch.enable_grad()
     def refine(
-        self, start: Tensor, labels: Tensor, teacher: Adapter, student: Adapter
+        self,
+        start: Tensor,
+        labels: Tensor,
+        teacher: Adapter,
+        student: Adapter,
+        serials: Sequence[int] | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         """Descend the priors from ``start``; both networks must be frozen.
 
@@ -179,19 +184,21 @@ class RefinedSource(SyntheticSource):
             labels (Tensor): The class wanted of each, ``[B]``.
             teacher (Adapter): The teacher.
             student (Adapter): The student.
+            serials (Sequence[int], optional): Number of each image, for priors with random parts.
 
         Returns:
             tuple[Tensor, dict[str, float]]: For each image the best one met, and values to log.
         """
         targets, probe = self._targets(start, labels, teacher)
         taps = tuple(dict.fromkeys(name for prior in self._used for name in prior.taps(teacher)))
+        settings = dict(probe=probe, taps=taps, seed=self.seed, serials=serials)
         images = start.detach().clone().requires_grad_()
         sigma = self.smooth * min(start.shape[-2:])
         move = torch.zeros_like(start)
         best, best_images = None, None
         for step in range(self.steps + 1):
             with torch.set_grad_enabled(step < self.steps):
-                ctx = SynthesisContext(images, targets, teacher, student, probe, taps)
+                ctx = SynthesisContext(images, targets, teacher, student, step=step, **settings)
                 terms = {prior: prior(ctx) for prior in self._used}
                 total = sum(prior.weight * term for prior, term in terms.items())
                 total = total.expand(len(images)) if total.dim() == 0 else total
@@ -210,6 +217,12 @@ class RefinedSource(SyntheticSource):
                     length = move.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
                     images.sub_(self.lr * move / length).clamp_(0, 1)
         logs = {f'refined/{prior.name}': float(term.mean()) for prior, term in terms.items()}
+        with torch.no_grad():
+            kept = SynthesisContext(
+                best_images, targets, teacher, student, step=self.steps, **settings
+            )
+            for prior in self._used:
+                prior.finished(kept)
         return best_images, {
             'refined/before': float(first.mean()),
             'refined/after': float(best.mean()),
