@@ -197,7 +197,7 @@ def results_markdown(results: list[dict[str, Any]]) -> str:
         'of ceiling': lambda g: _share(g, 'ceiling'),
         'steps': lambda g: str(g[0]['steps']),
         'seconds': lambda g: f'{mean(r["seconds"] for r in g):.0f}',
-        'of it synthesis': lambda g: (
+        'synthesis seconds': lambda g: (
             f'{mean(r["synthesis_seconds"] for r in g):.0f}'
             if all('synthesis_seconds' in r for r in g)
             else ''
