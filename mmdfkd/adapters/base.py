@@ -97,6 +97,11 @@ class Adapter(ABC):
         """
         raise TypeError(f'A {self.family} network predicts no boxes, so it has no layouts.')
 
+    @property
+    def detects(self) -> bool:
+        """Whether the family predicts boxes: whether it has a :meth:`detect` of its own."""
+        return type(self).detect is not Adapter.detect
+
     def detect(self, memory: Memory) -> list[InstanceData]:
         """Final detections of each image (``bboxes``, ``scores``, ``labels``); detectors only."""
         raise TypeError(f'A {self.family} network predicts no boxes.')

@@ -90,7 +90,7 @@ def seen_in(adapter: Adapter, images: Tensor) -> list[Annotation]:
     seen = []
     for image in images:
         memory = adapter.encode(image[None].to(device).float() / 255)
-        if hasattr(adapter, 'detect'):
+        if adapter.detects:
             found = adapter.detect(memory)[0]
             seen.append(
                 Annotation(_array(found.labels), _array(found.scores), _array(found.bboxes))
