@@ -7,7 +7,7 @@ _base_ = [
 ]
 default_scope = 'mmdet'
 
-max_iters = 1000
+max_iters = 700
 
 model = dict(
     teacher=dict(
