@@ -4,7 +4,8 @@
 PYTHON ?= python3
 CONFIG ?= configs/dfkd_vitdet.py
 VENV ?= .venv
-PYTEST_ARGS ?=
+# One process a core; the tests themselves run on one thread.
+PYTEST_ARGS ?= -n auto --dist loadfile
 
 run := $(VENV)/bin/python
 

@@ -86,7 +86,7 @@ setup(
             'onedl-mmpretrain>=1.3.6',
         ],
         'openmmlab': ['mmengine>=0.10.7', 'mmcv>=2.1.0', 'mmdet>=3.3.0', 'mmpretrain>=1.2.0'],
-        'dev': ['pytest', 'ruff', 'scikit-learn'],
+        'dev': ['pytest', 'pytest-xdist', 'ruff', 'scikit-learn', 'timm'],
     },
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,

@@ -19,7 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / 'requirements'
-FILES = ('build.txt', 'torch.txt', 'cuda.txt', 'lock.txt', 'mmcv.txt', 'overlay.txt')
+PINNED = ('build.txt', 'torch.txt', 'lock.txt', 'mmcv.txt', 'overlay.txt')
+FILES = (*PINNED, 'cuda.txt', 'peers.txt')
 OLDEST, NEWEST = (3, 10), (3, 13)
 REPORT_EVERY = 20.0
 """Seconds between two progress lines."""
@@ -206,7 +207,7 @@ class Environment:
 
     def holds_the_lock(self) -> bool:
         """Whether the environment holds exactly the pinned packages, made by hand or by us."""
-        files = [str(REQUIREMENTS / name) for name in FILES if name != 'cuda.txt']
+        files = [str(REQUIREMENTS / name) for name in PINNED]
         return self.python.exists() and self.passes(LISTING, *files)
 
     def build(self) -> None:
@@ -230,6 +231,13 @@ class Environment:
         self.build_ops()
         overlay = ('--no-deps', '-r', REQUIREMENTS / 'overlay.txt')
         self.pip('OpenCV without a display', '10 s', *overlay)
+
+    def build_peers(self) -> None:
+        """Install what only tests compare with, out of the way of every import."""
+        peers = self.path / 'peers'
+        shutil.rmtree(peers, ignore_errors=True)
+        listed = ('--no-deps', '--target', peers, '-r', REQUIREMENTS / 'peers.txt')
+        self.pip('networks for the tests to compare with', '20 s', *listed)
 
     def build_ops(self) -> None:
         """Install mmcv with its operators, built now or kept by pip from an earlier build.
@@ -294,6 +302,7 @@ class Environment:
         Raises:
             SetupError: If what was installed does not run.
         """
+        self.build_peers()
         self.pip('mmdfkd itself', '5 s', '--no-deps', '--no-build-isolation', '-e', ROOT)
         self.run(
             'a trial of what was installed', '20 s', [self.python, '-W', 'ignore', '-c', CHECK]
