@@ -21,8 +21,10 @@ from .priors import (
     TotalVariationPrior,
 )
 from .sources import (
+    GeneratorSource,
     LayoutInversionSource,
     PooledSource,
+    PresetGeneratorSource,
     RefinedSource,
     RenderedSource,
     SyntheticSource,
@@ -36,6 +38,7 @@ __all__ = [
     'ClassPrior',
     'ContrastivePrior',
     'DivergencePrior',
+    'GeneratorSource',
     'InformationEntropyPrior',
     'InterHeadPrior',
     'JensenShannonPrior',
@@ -44,6 +47,7 @@ __all__ = [
     'PatchBoundaryPrior',
     'PatchSimilarityPrior',
     'PooledSource',
+    'PresetGeneratorSource',
     'Prior',
     'RefinedSource',
     'RenderedSource',

@@ -1,0 +1,36 @@
+# What the data-free runs of every small classifier share, whatever its set: the student's shape, the
+# images and how they are drawn, the heads, the optimiser. A run adds teacher and steps.
+image_size = 32
+batch_size = 64
+procedural = dict(type='mmdfkd.ProceduralRenderer')
+pooled = dict(type='mmdfkd.PooledSource', renderer=procedural, pool_size=8192)
+# The rivals' sources, in the same words for every set.
+noise = dict(type='mmdfkd.NoiseRenderer')
+refined = dict(
+    type='mmdfkd.RefinedSource', source=pooled, every=10, batch=32, steps=8, share=0.25)
+# Methods with a generator: one step of it to a step of the student, on as many images.
+generator = dict(type='mmdfkd.PresetGeneratorSource', preset='dfkt', batch=batch_size)
+dafl = dict(type='mmdfkd.PresetGeneratorSource', preset='dafl', batch=batch_size)
+
+model = dict(
+    type='mmdfkd.DataFreeDistiller',
+    # Half of the teacher's parameters: three of four heads, the MLPs at two thirds, nearly all blocks.
+    student=dict(type='mmdfkd.Shrunk', width=0.75, depth=0.84, mlp=0.67, init='inherit'),
+    source=pooled,
+    heads=[
+        dict(type='mmdfkd.LogitHead'),
+        dict(type='mmdfkd.FeatureHead'),
+    ])
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=0,
+    # Said here because mmpretrain's own tool has other defaults.
+    persistent_workers=False,
+    collate_fn=dict(type='pseudo_collate'),
+    sampler=dict(type='mmdfkd.GlobalIndexSampler'),
+    dataset=dict(type='mmdfkd.SyntheticDataset', image_size=image_size))
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),
+    paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.),
+    clip_grad=dict(max_norm=5.0))
