@@ -9,6 +9,7 @@ _base_ = [
 default_scope = 'mmpretrain'
 
 max_iters = 1000
+image_size = 32
 
 model = dict(
     teacher=dict(
@@ -17,7 +18,8 @@ model = dict(
     # 3 of 4 heads, 4 of 6 blocks: about a third of the teacher's parameters.
     student=dict(width=0.75, depth=0.67, mlp=0.6))
 
-train_dataloader = dict(dataset=dict(metainfo=dict(classes=_base_.classes)))
+train_dataloader = dict(
+    dataset=dict(image_size=image_size, metainfo=dict(classes=_base_.classes)))
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
