@@ -18,9 +18,9 @@ ROOMS = (
     'heads',
     'synthesis',
     'distillers',
-    'engine',
     'evaluation',
     'visualization',
+    'engine',
 )
 # Beside the rooms: what every room may use.
 COMMON = ('registry', 'version')

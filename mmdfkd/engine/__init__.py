@@ -6,6 +6,7 @@ from .hooks import (
     FeaturesFirstHook,
     OverwriteHook,
     StudentExportHook,
+    SyntheticQualityHook,
 )
 from .optimizers import LayerDecayOptimWrapperConstructor
 
@@ -16,4 +17,5 @@ __all__ = [
     'LayerDecayOptimWrapperConstructor',
     'OverwriteHook',
     'StudentExportHook',
+    'SyntheticQualityHook',
 ]

@@ -1,6 +1,7 @@
 """Figures: tests, costs, the report of a run, and tables of committed results."""
 
 from .agreement import detection_agreement, detections
+from .collapse import CollapseLimits, find_collapse
 from .cost import count_flops, count_parameters, interleaved_latency, predict_flops, proposal_count
 from .failures import (
     Failures,
@@ -11,6 +12,7 @@ from .failures import (
     find_objects,
 )
 from .finished_run import FinishedRun, FinishedRunError, read_curves
+from .image_quality import Seen, describe_quality, near_duplicates, quality_of, see
 from .predictions import Annotation, ground_truth, image_of, prediction, seen_in, spread
 from .results import (
     ResultError,
@@ -26,22 +28,26 @@ from .testing import Tested, load_network, test_network
 
 __all__ = [
     'Annotation',
+    'CollapseLimits',
     'Failures',
     'FinishedRun',
     'FinishedRunError',
     'ResultError',
     'RunEvaluation',
+    'Seen',
     'Tested',
     'append_result',
     'box_iou',
     'count_failures',
     'count_flops',
     'count_parameters',
+    'describe_quality',
     'detection_agreement',
     'detections',
     'evaluate_run',
     'failures_of',
     'failures_table',
+    'find_collapse',
     'find_objects',
     'ground_truth',
     'image_of',
@@ -49,12 +55,15 @@ __all__ = [
     'interleaved_latency',
     'load_network',
     'markdown_report',
+    'near_duplicates',
     'predict_flops',
     'prediction',
     'proposal_count',
+    'quality_of',
     'read_curves',
     'read_results',
     'results_markdown',
+    'see',
     'seen_in',
     'spread',
     'test_network',

@@ -66,6 +66,15 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [('retention', kept), ('training images read', images)]
     if report.get('uses_external_weights'):
         facts.append(('note', "the student's start uses external weights"))
+    quality = report.get('image_quality')
+    if quality and quality['looks']:
+        last = quality['looks'][-1]
+        text = (
+            f'confidence {last["confidence"]:.2f}, coverage {last["coverage"]:.2f}, '
+            f'{last["duplicates"]:.0%} near-duplicates at the last of '
+            f'{len(quality["looks"])} looks; collapse alarms: {len(quality["alarms"])}'
+        )
+        facts.append(('synthetic images', text))
     seconds = report.get('seconds')
     facts += [
         ('steps', str(report.get('steps'))),

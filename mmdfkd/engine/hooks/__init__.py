@@ -2,6 +2,7 @@ from .audit import DataAuditHook
 from .distill import DistillHook
 from .export import StudentExportHook
 from .features_first import FeaturesFirstHook
+from .image_quality import SyntheticQualityHook
 from .overwrite import OverwriteHook
 
 __all__ = [
@@ -10,4 +11,5 @@ __all__ = [
     'FeaturesFirstHook',
     'OverwriteHook',
     'StudentExportHook',
+    'SyntheticQualityHook',
 ]

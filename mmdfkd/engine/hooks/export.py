@@ -24,6 +24,7 @@ from mmdfkd.utils.run_files import (
 )
 
 from .distill import distiller_of, unwrapped
+from .image_quality import QUALITY
 
 _SAMPLES = 36
 
@@ -77,6 +78,16 @@ def ordinary_config(own: Config, run: Config) -> Config:
     cfg['load_from'] = None
     cfg['work_dir'] = None
     return Config(cfg)
+
+
+def class_names(runner) -> list[str]:
+    """Class names of the validation or else the training set; empty where neither says."""
+    loops = [runner.val_loop] if runner._val_loop is not None else []
+    for loop in (*loops, runner.train_loop):
+        meta = getattr(unwrapped(loop.dataloader.dataset), 'metainfo', None) or {}
+        if meta.get('classes'):
+            return list(meta['classes'])
+    return []
 
 
 @HOOKS.register_module()
@@ -139,6 +150,7 @@ class StudentExportHook(Hook):
         self._export(runner, STUDENT)
         self._export_samples(runner)
         cfg = runner.cfg
+        quality = runner.message_hub.get_info(QUALITY)
         write_json(
             Path(runner.work_dir) / RUN,
             dict(
@@ -157,7 +169,8 @@ class StudentExportHook(Hook):
                 config=Path(cfg.filename or '').name,
                 command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
                 inheritance=self._inheritance(runner),
-                dataset_classes=self._classes(runner),
+                dataset_classes=class_names(runner),
+                **({} if quality is None else {QUALITY: quality}),
                 finished=True,
             ),
         )
@@ -167,20 +180,10 @@ class StudentExportHook(Hook):
         distiller = distiller_of(runner)
         state = {k: v.detach().cpu().clone() for k, v in distiller.student.net.state_dict().items()}
         meta = dict(seed=runner.seed, iter=runner.iter)
-        classes = self._classes(runner)
+        classes = class_names(runner)
         if classes:
             meta['dataset_meta'] = dict(classes=classes)
         save_tensors(state, Path(runner.work_dir) / name, meta)
-
-    @staticmethod
-    def _classes(runner) -> list[str]:
-        """Class names of the validation or else the training set; empty where neither says."""
-        loops = [runner.val_loop] if runner._val_loop is not None else []
-        for loop in (*loops, runner.train_loop):
-            meta = getattr(unwrapped(loop.dataloader.dataset), 'metainfo', None) or {}
-            if meta.get('classes'):
-                return list(meta['classes'])
-        return []
 
     def _export_configs(self, runner) -> None:
         distiller = distiller_of(runner)

@@ -1,4 +1,5 @@
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,23 @@ class SyntheticSource(BaseModule):
             labels (np.ndarray): The class wanted of each, ``[B]``.
         """
         return self.draw(items)[0]
+
+    def on_collapse(self, reasons: Sequence[str]) -> str | None:
+        """Draw less of what has collapsed and more of what cannot, such as procedural images.
+
+        :class:`mmdfkd.engine.SyntheticQualityHook` calls it on all processes when its alarm goes
+        off, between two steps. What it changes must be in the state, so that a resumed run goes on
+        alike.
+
+        Args:
+            reasons (Sequence[str]): What has: ``'coverage'``, ``'duplicates'``, ``'confidence'``
+                or ``'divergence'``.
+
+        Returns:
+            str | None: What was changed, for the log; None for a source that has nothing else to
+                draw.
+        """
+        return None
 
     def rng(self, purpose: str, g: int) -> np.random.Generator:
         """The random numbers of sample ``g`` for one purpose."""
