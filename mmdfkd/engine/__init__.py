@@ -7,6 +7,7 @@ from .hooks import (
     OverwriteHook,
     StudentExportHook,
     SyntheticQualityHook,
+    SyntheticVisHook,
 )
 from .optimizers import LayerDecayOptimWrapperConstructor
 
@@ -18,4 +19,5 @@ __all__ = [
     'OverwriteHook',
     'StudentExportHook',
     'SyntheticQualityHook',
+    'SyntheticVisHook',
 ]

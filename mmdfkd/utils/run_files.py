@@ -16,6 +16,7 @@ RUN = 'run.json'
 SAMPLES = 'synthetic_samples.pth'
 REPORT = 'report'
 SYNTHETIC = 'synthetic'
+PICTURES = 'vis_data'
 
 
 def checkpoints_in(work_dir: str | Path) -> list[Path]:
@@ -43,7 +44,7 @@ def refuse_foreign_checkpoints(work_dir: str | Path) -> None:
 
 
 def clear_run(work_dir: str | Path, needed: Iterable[str | Path] = ()) -> None:
-    """Delete what an earlier run left: its checkpoints, exports and report.
+    """Delete what an earlier run left: its checkpoints, exports, pictures and report.
 
     Synthetic images are not among it: the new run has made its own by now, and removes the others.
 
@@ -64,6 +65,8 @@ def clear_run(work_dir: str | Path, needed: Iterable[str | Path] = ()) -> None:
     rest = (STUDENT_CONFIG, TEACHER_CONFIG, RUN, 'last_checkpoint')
     for path in [*found, *(Path(work_dir) / name for name in rest)]:
         path.unlink(missing_ok=True)
+    for picture in (Path(work_dir) / PICTURES).glob('synthetic_*.png'):
+        picture.unlink()
     shutil.rmtree(Path(work_dir) / REPORT, ignore_errors=True)
 
 

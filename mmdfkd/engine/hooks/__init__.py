@@ -4,6 +4,7 @@ from .export import StudentExportHook
 from .features_first import FeaturesFirstHook
 from .image_quality import SyntheticQualityHook
 from .overwrite import OverwriteHook
+from .synthetic_vis import SyntheticVisHook
 
 __all__ = [
     'DataAuditHook',
@@ -12,4 +13,5 @@ __all__ = [
     'OverwriteHook',
     'StudentExportHook',
     'SyntheticQualityHook',
+    'SyntheticVisHook',
 ]
