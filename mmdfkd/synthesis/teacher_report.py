@@ -93,7 +93,7 @@ class TeacherReport:
         return '\n'.join(lines)
 
 
-def inspect_teacher(teacher: Adapter, student: bool = True) -> TeacherReport:
+def inspect_teacher(teacher: Adapter, student: bool = True, targets: bool = True) -> TeacherReport:
     """Look at a teacher and choose priors for it.
 
     The weights are values to start from, of terms that are all about 1 for an image that does not
@@ -102,6 +102,7 @@ def inspect_teacher(teacher: Adapter, student: bool = True) -> TeacherReport:
     Args:
         teacher (Adapter): With its network.
         student (bool): Whether there is a student to disagree with.
+        targets (bool): Whether the images are to show something; a generator's need not.
 
     Returns:
         TeacherReport: To be printed, and with ``priors`` to be used.
@@ -121,11 +122,11 @@ def inspect_teacher(teacher: Adapter, student: bool = True) -> TeacherReport:
         prefix_tokens=layers[0].prefix_tokens if layers else 0,
         class_token=layers[0].class_row if layers and layers[0].prefix_tokens else None,
         patch=patch_size(net),
-        choices=tuple(_choices(teacher, student)),
+        choices=tuple(_choices(teacher, student, targets)),
     )
 
 
-def _choices(teacher: Adapter, student: bool) -> list[PriorChoice]:
+def _choices(teacher: Adapter, student: bool, targets: bool) -> list[PriorChoice]:
     """Every prior, and why it is taken or not."""
     classifier = teacher.family == 'classifier'
     found = []
@@ -140,8 +141,9 @@ def _choices(teacher: Adapter, student: bool) -> list[PriorChoice]:
 
     consider(
         dict(type='mmdfkd.TargetPrior', weight=1.0),
-        True,
+        targets,
         'the teacher has to see what an image is to show',
+        'the images are to show nothing in particular',
     )
     consider(
         dict(type='mmdfkd.TotalVariationPrior', weight=0.02),
@@ -188,15 +190,17 @@ def _choices(teacher: Adapter, student: bool) -> list[PriorChoice]:
         'costs more than AttentionPrior and serves the same end; take one of them',
     )
     consider(
-        dict(type='mmdfkd.ClassPrior', weight=1.0, mode='soft' if classifier else 'self'),
-        False,
-        '',
+        dict(
+            type='mmdfkd.ClassPrior', weight=1.0, mode='soft' if classifier and targets else 'self'
+        ),
+        not targets,
+        'without targets, the teacher has to be sure of something',
         'for soft targets or for images without targets, in the place of TargetPrior',
     )
     consider(
         dict(type='mmdfkd.InformationEntropyPrior', weight=1.0),
-        False,
-        '',
+        not targets,
+        'without targets, all classes have to come about',
         "for images without targets (a generator's): targets are balanced already",
     )
     consider(

@@ -28,9 +28,9 @@ class RetreatingSource(SyntheticSource):
         return self.share * 0.5 ** int(self.retreats)
 
     def on_collapse(self, reasons: Sequence[str]) -> str | None:
-        """Halve the share."""
+        """Halve the share, where there is an inner source."""
         before = self.share_now
-        if before == 0:
+        if before == 0 or getattr(self, 'source', None) is None:
             return None
         self.retreats += 1
         return (
