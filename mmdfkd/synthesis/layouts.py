@@ -4,6 +4,7 @@ import torch
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
+from mmdfkd.adapters.base import Adapter
 from mmdfkd.adapters.observation import Probe, Targets
 
 
@@ -54,3 +55,25 @@ def proposed_layout(
         boxes.append(candidates[chosen])
         box_labels.append(torch.tensor(kinds, device=labels.device))
     return Targets(boxes=boxes, box_labels=box_labels)
+
+
+@torch.no_grad()
+def wanted_targets(
+    images: Tensor, labels: Tensor, teacher: Adapter
+) -> tuple[Targets, Probe | None]:
+    """What start images are to show, and where the networks are asked meanwhile.
+
+    Args:
+        images (Tensor): ``[B, 3, H, W]`` in [0, 1].
+        labels (Tensor): The class wanted of each, ``[B]``.
+        teacher (Adapter): The teacher.
+
+    Returns:
+        tuple[Targets, Probe | None]: Of a classifier the labels and None; of a detector layouts at
+            its own proposals, and these.
+    """
+    memory = teacher.encode(images)
+    probe = teacher.propose(memory)
+    if probe is None:
+        return Targets(labels=labels), None
+    return proposed_layout(probe, teacher.answer(memory, probe).logits, labels), probe

@@ -7,7 +7,7 @@ import torch
 from mmengine.dist import all_reduce, get_dist_info
 from mmengine.logging import print_log
 from mmengine.registry import OPTIMIZERS
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdfkd.adapters.base import Adapter
@@ -16,21 +16,22 @@ from mmdfkd.datasets.renderers.stream import stream
 from mmdfkd.models.generators import Generator
 from mmdfkd.registry import MODELS, TASK_UTILS
 
-from ..bank import ReplayBank
+from ..automatic import build_priors
 from ..codes import KINDS, label_codes
 from ..frozen import frozen
 from ..layouts import proposed_layout
+from ..objective import balanced_label, suited_priors, taps_of, weighted_names
 from ..priors.base import Prior
 from ..priors.context import SynthesisContext
 from ..priors.target import TargetPrior
 from ..training import BothOptimizers, averaged, keep_best, summed, take_step, training
-from .base import SyntheticSource
+from .banked import BankedSource
 
 _META = (None, 'fomaml', 'reptile')
 
 
 @MODELS.register_module()
-class GeneratorSource(SyntheticSource):
+class GeneratorSource(BankedSource):
     """A generator, trained beside the student on what both networks say of its images.
 
     Every so many training steps there is a *round*: some gradient steps of the generator down the
@@ -47,7 +48,8 @@ class GeneratorSource(SyntheticSource):
 
     Args:
         generator (Mapping): Config of a generator, such as ``dict(type='mmdfkd.ConvGenerator')``.
-        priors (Sequence[Mapping]): Configs of the terms of the objective.
+        priors (Sequence[Mapping] | str): Configs of the terms of the objective; ``'auto'`` takes
+            those of the teacher's report.
         every (int): Training steps between two rounds.
         start (int): No round before this training step.
         batch (int): Images of a gradient step, of all processes together.
@@ -83,7 +85,7 @@ class GeneratorSource(SyntheticSource):
     def __init__(
         self,
         generator: Mapping,
-        priors: Sequence[Mapping] = (
+        priors: Sequence[Mapping] | str = (
             dict(type='mmdfkd.TargetPrior', weight=1.0),
             dict(type='mmdfkd.DivergencePrior', weight=1.0),
         ),
@@ -138,7 +140,7 @@ class GeneratorSource(SyntheticSource):
             )
         # Outside rounds nobody trains it: neither the Runner's optimiser nor its DDP wrapper.
         self.generator.requires_grad_(False)
-        self.priors = nn.ModuleList(MODELS.build(prior) for prior in priors)
+        self.priors = build_priors(priors, 'GeneratorSource', targets=labelled)
         if not labelled and any(isinstance(prior, TargetPrior) for prior in self.priors):
             raise ValueError(
                 'GeneratorSource: mmdfkd.TargetPrior asks for targets: set labelled=True, or use '
@@ -168,10 +170,6 @@ class GeneratorSource(SyntheticSource):
         self.num_classes = 0
         # Whether an image shows one class; a detector's shows boxes.
         self._shows_class = False
-        self.bank: ReplayBank | None = None
-        self._restored: dict | None = None
-        # Whether the folder may hold images of an earlier run.
-        self._replaces = False
         self._used: list[Prior] = list(self.priors)
         self.register_buffer('rounds', torch.zeros((), dtype=torch.int64))
         self.register_buffer('codes', torch.zeros((0, self.generator.label_dims)))
@@ -203,13 +201,7 @@ class GeneratorSource(SyntheticSource):
         super().prepare(teacher, seed=seed, image_size=image_size, device=device)
         self.num_classes = teacher.num_classes
         self._shows_class = self.labelled and teacher.family == 'classifier'
-        self._used = []
-        for prior in self.priors:
-            reason = prior.unsuited(teacher)
-            if reason is None:
-                self._used.append(prior)
-            else:
-                print_log(f'Generator: {prior.name} left out: {reason}', 'current')
+        self._used = suited_priors(self.priors, teacher, 'Generator')
         if not self._used:
             raise ValueError('GeneratorSource: none of its priors suits the teacher.')
         layers = self.generator.noisy_layers
@@ -220,17 +212,11 @@ class GeneratorSource(SyntheticSource):
                 f'noisy_layers to at least {ceil(self.batch / self.num_classes)}.'
             )
         if self.bank_cfg is not None:
-            self.bank = ReplayBank(
-                self.image_size,
-                folder=self.folder,
-                shard=get_dist_info(),
-                **{'capacity': 4096, **self.bank_cfg},
-            )
-        self._restore()
-        names = ', '.join(f'{prior.weight:g} {prior.name}' for prior in self._used)
+            self.open_bank(self.folder, **{'capacity': 4096, **self.bank_cfg})
+        self.restore_bank()
         print_log(
             f'Generator: {type(self.generator).__name__}, {self.steps} steps of {self.batch} '
-            f'images every {self.every} training steps down {names}',
+            f'images every {self.every} training steps down {weighted_names(self._used)}',
             'current',
         )
 
@@ -259,11 +245,9 @@ class GeneratorSource(SyntheticSource):
 
     def get_extra_state(self) -> dict:
         """The optimiser's state and the bank's index."""
-        index = self._restored
-        if index is None and self.bank is not None:
-            index = self.bank.index()
         return dict(
-            optimizer=None if self.optimizer is None else self.optimizer.state_dict(), bank=index
+            optimizer=None if self.optimizer is None else self.optimizer.state_dict(),
+            bank=self.bank_index(),
         )
 
     def set_extra_state(self, state: dict) -> None:
@@ -271,13 +255,7 @@ class GeneratorSource(SyntheticSource):
         if self.optimizer is not None and state['optimizer'] is not None:
             self.optimizer.load_state_dict(copy.deepcopy(state['optimizer']))
         self._restored = state['bank']
-        self._restore()
-
-    def _restore(self) -> None:
-        """Once there are both a bank and what a checkpoint says of it."""
-        if self.bank is not None and self._restored is not None:
-            self.bank.restore(self._restored)
-            self._restored = None
+        self.restore_bank()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
         # As many codes as the teacher of the checkpoint has classes.
@@ -298,10 +276,7 @@ class GeneratorSource(SyntheticSource):
         Raises:
             FloatingPointError: If the objective is not finite; nothing was updated with it.
         """
-        if self._replaces and len(self.bank):
-            # The run steps: what it replaces is no longer needed.
-            self.bank.prune()
-            self._replaces = False
+        self.drop_replaced()
         if iteration < self.start or (iteration - self.start) % self.every:
             return {}
         return self.round(teacher, student, iteration)
@@ -414,7 +389,7 @@ class GeneratorSource(SyntheticSource):
             # A view of its own for every step.
             first = (number * self.steps + step) * self.batch
             images = self.view(canvas, self.seed, [first + i for i in inputs['places']])
-        taps = tuple(dict.fromkeys(name for prior in self._used for name in prior.taps(teacher)))
+        taps = taps_of(self._used, teacher)
         ctx = SynthesisContext(
             images,
             Targets(labels=inputs['labels']) if self.labelled else Targets(),
@@ -463,8 +438,7 @@ class GeneratorSource(SyntheticSource):
 
     def _label(self, purpose: str, number: int) -> int:
         """The class wanted: every pass over the classes has its own order."""
-        order = stream(f'{purpose}-classes', self.seed, number // self.num_classes)
-        return int(order.permutation(self.num_classes)[number % self.num_classes])
+        return balanced_label(f'{purpose}-classes', self.seed, number, self.num_classes)
 
     def _render(self, net: Generator, inputs: Mapping[str, Tensor]) -> Tensor:
         """The images of these inputs, ``[B, 3, H, W]``."""

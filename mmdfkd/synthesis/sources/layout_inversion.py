@@ -1,5 +1,4 @@
 import math
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,22 +7,24 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdfkd.adapters.base import Adapter
 from mmdfkd.adapters.observation import Probe, Targets
-from mmdfkd.registry import MODELS, TASK_UTILS
+from mmdfkd.registry import MODELS
 
+from ..automatic import build_priors
 from ..bank import ReplayBank
 from ..descent import SmoothDescent
 from ..frozen import frozen
 from ..growth import LabelGrowth
 from ..jitter import SceneJitter
+from ..objective import check_finite, suited_priors, taps_of
 from ..pieces import Pieces
 from ..priors.base import Prior
 from ..priors.context import SynthesisContext
 from ..scene import Scene, SceneComposer, neighbourhood
-from .base import SyntheticSource
+from .banked import InvertingSource
 
 #: Indices of the start images begin here: no random numbers are shared with images that are drawn.
 _OFFSET = 1 << 41
@@ -32,7 +33,7 @@ _LAST = 0.05
 
 
 @MODELS.register_module()
-class LayoutInversionSource(SyntheticSource):
+class LayoutInversionSource(InvertingSource):
     """Images with objects in them, found by descending through a frozen detector.
 
     A scene is composed of pieces of another source's images: the ground is one of them, and on it
@@ -55,7 +56,8 @@ class LayoutInversionSource(SyntheticSource):
     Args:
         source (Mapping): Config of the source of the start images, and of the draws that do not
             come from the bank.
-        priors (Sequence[Mapping]): Configs of the terms of the objective.
+        priors (Sequence[Mapping] | str): Configs of the terms of the objective; ``'auto'`` takes
+            those of the teacher's report.
         images (int): Images made before the first step.
         every (int): Training steps between two further batches; 0 for none.
         batch (int): Images optimised at once.
@@ -83,10 +85,13 @@ class LayoutInversionSource(SyntheticSource):
         ValueError: If an argument makes no sense.
     """
 
+    title = 'Layout inversion'
+    purpose = 'inverted'
+
     def __init__(
         self,
         source: Mapping,
-        priors: Sequence[Mapping] = (
+        priors: Sequence[Mapping] | str = (
             dict(type='mmdfkd.TargetPrior', weight=1.0),
             dict(type='mmdfkd.TotalVariationPrior', weight=0.02),
         ),
@@ -108,21 +113,14 @@ class LayoutInversionSource(SyntheticSource):
         bank: Mapping | None = None,
         augment: Mapping | None = dict(type='mmdfkd.LightAugment'),
     ) -> None:
-        super().__init__()
+        super().__init__(MODELS.build(source), images, every, batch, share, augment)
         for name, value in dict(batch=batch, steps=steps, starts=starts).items():
             if value < 1:
                 raise ValueError(f'LayoutInversionSource: {name} must be at least 1, got {value}.')
-        if images < 0 or every < 0 or images + every == 0:
-            raise ValueError(
-                'LayoutInversionSource: makes no image with '
-                f'images={images} and every={every}: set one of them above 0.'
-            )
         if scenes is not None and every:
             raise ValueError(
                 'LayoutInversionSource: a finished set (scenes) is not added to: set every=0.'
             )
-        if not 0 <= share <= 1:
-            raise ValueError(f'LayoutInversionSource: share is from 0 to 1, got {share}.')
         if not all(0 <= part < 1 for part in grow):
             raise ValueError(
                 f'LayoutInversionSource: grow has shares of the steps below 1, not {tuple(grow)}.'
@@ -131,11 +129,7 @@ class LayoutInversionSource(SyntheticSource):
             raise ValueError(
                 f'LayoutInversionSource: boxes is (least, most), at least 1, not {tuple(boxes)}.'
             )
-        self.source = MODELS.build(source)
-        self.priors = nn.ModuleList(MODELS.build(prior) for prior in priors)
-        self.images = images
-        self.every = every
-        self.batch = batch
+        self.priors = build_priors(priors, 'LayoutInversionSource')
         self.steps = steps
         self.lr = lr
         self.scales = tuple(scales)
@@ -143,7 +137,6 @@ class LayoutInversionSource(SyntheticSource):
         self.starts = starts
         self.boxes = tuple(boxes)
         self.grow = tuple(grow)
-        self.share = share
         self.scene_cfg = dict(scene or {})
         self.jitter = SceneJitter(**(jitter or {}))
         self.growth_cfg = dict(growth or {})
@@ -151,17 +144,10 @@ class LayoutInversionSource(SyntheticSource):
         self.least_size = 0.0
         self.scenes = scenes
         self.bank_cfg = dict(bank or {})
-        self.augment = None if augment is None else TASK_UTILS.build(augment)
         self._used: list[Prior] = list(self.priors)
         self.composer: SceneComposer | None = None
-        self.bank: ReplayBank | None = None
-        self._restored: dict | None = None
-        # Whether the folder may hold images of an earlier run.
-        self._replaces = False
         # Batches in which the teacher detected some object.
         self.register_buffer('shown', torch.zeros((), dtype=torch.int64))
-        # Images made so far, by all processes: the number of the next.
-        self.register_buffer('made', torch.zeros((), dtype=torch.int64))
 
     def prepare(
         self,
@@ -181,64 +167,27 @@ class LayoutInversionSource(SyntheticSource):
         # What is smaller no anchor finds.
         self.least_size = float(teacher.box_sizes().prod(1).sqrt().min()) / 2
         self.growth = LabelGrowth(**{'least_size': self.least_size, **self.growth_cfg})
-        self.source.folder = None if self.folder is None else self.folder / 'start'
-        self.source.prepare(teacher, seed=seed, image_size=image_size, device=device)
-        self._used = []
-        for prior in self.priors:
-            reason = prior.unsuited(teacher)
-            if reason is None:
-                self._used.append(prior)
-            else:
-                print_log(f'Layout inversion: {prior.name} left out: {reason}', 'current')
+        self.prepare_inner(teacher)
+        self._used = suited_priors(self.priors, teacher, self.title)
         if not self._used:
             raise ValueError('LayoutInversionSource: none of its priors suits the teacher.')
         self.composer = None
         index = None if self.scenes is None else ReplayBank.latest_index(self.scenes)
         if index is not None:
             self.images = sum(segment['count'] for segment in index['segments'])
-        self.bank = ReplayBank(
-            self.image_size,
-            folder=self.scenes or self.folder,
-            shard=get_dist_info(),
-            **{
-                'capacity': max(self.images, 1024) if self.every else self.images,
-                **self.bank_cfg,
-            },
-        )
+        capacity = max(self.images, 1024) if self.every else self.images
+        self.open_bank(self.scenes or self.folder, **{'capacity': capacity, **self.bank_cfg})
         if index is not None:
             self.bank.restore(index)
             self.made.fill_(self.images)
             print_log(f'Layout inversion: {self.images} images of {self.scenes}', 'current')
-        self._restore()
-
-    def _restore(self) -> None:
-        """Once there are both a bank and what a checkpoint says of it."""
-        if self.bank is not None and self._restored is not None:
-            self.bank.restore(self._restored)
-            self._restored = None
-
-    def get_extra_state(self) -> dict:
-        """The bank's index; its images lie in its own files."""
-        if self._restored is not None:
-            return self._restored
-        return {} if self.bank is None else self.bank.index()
-
-    def set_extra_state(self, state: dict) -> None:
-        """Take the bank's index from a checkpoint."""
-        self._restored = state or None
-        self._restore()
+        self.restore_bank()
 
     # Making images ------------------------------------------------------------------------------
 
-    @property
-    def needs_items(self) -> bool:
-        """As the inner source."""
-        return self.source.needs_items
-
     def fill(self, teacher: Adapter) -> None:
         """Make the first images; a prior that asks the student is answered by the teacher."""
-        self.source.fill(teacher)
-        self.refresh(teacher, teacher, 0)
+        super().fill(teacher)
         # A finished set is another run's own.
         self._replaces = self.scenes is None
 
@@ -253,37 +202,17 @@ class LayoutInversionSource(SyntheticSource):
             ValueError: If the teacher detects none of the objects of all images so far: there is
                 nothing to learn from them.
         """
-        logs = self.source.refresh(teacher, student, iteration)
-        if self._replaces and len(self.bank):
-            # The run steps: what it replaces is no longer needed.
-            self.bank.prune()
-            self._replaces = False
-        due = max(self.images - int(self.made), 0)
-        if self.every and iteration and iteration % self.every == 0:
-            due += self.batch
-        if not due:
-            return logs
-        start, told, found = time.perf_counter(), time.perf_counter(), []
-        total = due
-        while due:
-            made = self.make(min(self.batch, due), teacher, student, iteration)
-            due -= min(self.batch, due)
-            if not made:
-                continue
-            logs.update(made)
-            found.append(made['inverted/found'])
-            now = time.perf_counter()
-            if due and now - told > 10:
-                done = total - due
-                print_log(
-                    f'Layout inversion: {done} of {total} images, '
-                    f'{(now - start) / done * due:.0f} s to go; the teacher detects '
-                    f'{np.mean(found):.0%} of their objects',
-                    'current',
-                )
-                told = now
-        self.shown += sum(share > 0 for share in found)
-        if found and not self.shown:
+        return super().refresh(teacher, student, iteration)
+
+    def success(self, made: Sequence[Mapping[str, float]]) -> str:
+        """The share of the objects that the teacher detects."""
+        found = np.mean([logs['inverted/found'] for logs in made])
+        return f'the teacher detects {found:.0%} of their objects'
+
+    def finish(self, made: Sequence[Mapping[str, float]], total: int) -> None:
+        """Stop where nothing was ever detected; the start images are not kept."""
+        self.shown += sum(logs['inverted/found'] > 0 for logs in made)
+        if made and not self.shown:
             raise ValueError(
                 f'Layout inversion: the teacher detects not one object in {total} images after '
                 f'{self.steps} steps. Raise steps or lr, check the image size '
@@ -292,13 +221,6 @@ class LayoutInversionSource(SyntheticSource):
             )
         if not self.every:
             self.composer = None
-        if total > self.batch:
-            print_log(
-                f'Layout inversion: {total} images in {time.perf_counter() - start:.0f} s; the '
-                f'teacher detects {np.mean(found):.0%} of their objects',
-                'current',
-            )
-        return logs
 
     def make(
         self, count: int, teacher: Adapter, student: Adapter, iteration: int
@@ -373,7 +295,7 @@ class LayoutInversionSource(SyntheticSource):
         boxes = [scene.boxes.to(device) for scene in scenes]
         labels = [scene.labels.to(device) for scene in scenes]
         size = tuple(canvas.shape[-2:])
-        taps = tuple(dict.fromkeys(name for prior in self._used for name in prior.taps(teacher)))
+        taps = taps_of(self._used, teacher)
         descent = SmoothDescent([scale * min(size) for scale in self.scales], self.lr)
         revisions = {int(share * self.steps) for share in self.grow}
         where, first, terms = None, None, {}
@@ -404,11 +326,7 @@ class LayoutInversionSource(SyntheticSource):
             total = sum(
                 (prior.weight * term).expand(len(scenes)).sum() for prior, term in terms.items()
             )
-            if not torch.isfinite(total):
-                raise FloatingPointError(
-                    f'Layout inversion: the objective is {total.item()} at step {step}: '
-                    + ', '.join(f'{p.name} {t.sum().item()}' for p, t in terms.items())
-                )
+            check_finite(total, terms, self.title, step)
             first = total.detach() if first is None else first
             (gradient,) = torch.autograd.grad(total, [canvas])
             slower = (1 + math.cos(math.pi * step / self.steps)) / 2
@@ -460,28 +378,6 @@ class LayoutInversionSource(SyntheticSource):
             boxes, labels = self.growth(boxes, labels, detections, size)
         seen = torch.cat(found)
         return boxes, labels, float(seen.sum()) / max(len(seen), 1)
-
-    # Drawing ------------------------------------------------------------------------------------
-
-    def draw(self, items: list[dict]) -> tuple[Tensor, Targets]:
-        """The inner source's images, ``share`` of them replaced by images of the bank."""
-        chosen = {}
-        if self.bank is not None and len(self.bank):
-            for position, item in enumerate(items):
-                rng = self.rng('inverted', item['g'])
-                if rng.random() < self.share:
-                    chosen[position] = int(self.bank.pick(rng, 1)[0])
-        if not chosen:
-            return self.source.draw(items)[0], Targets()
-        taken = self.bank.take(list(chosen.values()))[0].to(self.device)
-        if self.augment is not None:
-            taken = self.augment(taken, self.seed, [items[p]['g'] for p in chosen])
-        rest = [p for p in range(len(items)) if p not in chosen]
-        images = taken.new_empty((len(items), *taken.shape[1:]))
-        images[list(chosen)] = taken
-        if rest:
-            images[rest] = self.source.draw([items[p] for p in rest])[0]
-        return images, Targets()
 
 
 def _detected(

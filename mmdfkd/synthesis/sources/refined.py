@@ -5,19 +5,21 @@ import numpy as np
 import torch
 from mmengine.dist import all_gather, get_dist_info
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdfkd.adapters.base import Adapter
-from mmdfkd.adapters.observation import Probe, Targets
-from mmdfkd.datasets.renderers.stream import stream
+from mmdfkd.adapters.observation import Targets
 from mmdfkd.registry import MODELS, TASK_UTILS
 
+from ..automatic import build_priors
 from ..blur import blurred
 from ..frozen import frozen
-from ..layouts import proposed_layout
+from ..layouts import wanted_targets
+from ..objective import balanced_label, suited_priors, taps_of, weighted_names
 from ..priors.base import Prior
 from ..priors.context import SynthesisContext
-from .base import SyntheticSource
+from ..training import keep_best
+from .retreat import RetreatingSource
 
 #: Indices of the images to refine start here, so that they share no random numbers with those that
 #: are drawn.
@@ -25,7 +27,7 @@ _OFFSET = 1 << 40
 
 
 @MODELS.register_module()
-class RefinedSource(SyntheticSource):
+class RefinedSource(RetreatingSource):
     """Another source's images, a share of them improved by a few gradient steps on their pixels.
 
     From time to time a batch is drawn whose wanted classes are balanced (whole passes over the
@@ -39,7 +41,8 @@ class RefinedSource(SyntheticSource):
     Args:
         source (Mapping): Config of the source of the start images; one that needs no rendered
             items.
-        priors (Sequence[Mapping]): Configs of the terms of the objective.
+        priors (Sequence[Mapping] | str): Configs of the terms of the objective; ``'auto'`` takes
+            those of the teacher's report.
         every (int): Training steps between two batches.
         start (int): No batch before this step.
         batch (int): Images refined at once, of all processes together.
@@ -58,7 +61,7 @@ class RefinedSource(SyntheticSource):
     def __init__(
         self,
         source: Mapping,
-        priors: Sequence[Mapping] = (
+        priors: Sequence[Mapping] | str = (
             dict(type='mmdfkd.TargetPrior', weight=1.0),
             dict(type='mmdfkd.DivergencePrior', weight=1.0),
             dict(type='mmdfkd.TotalVariationPrior', weight=0.02),
@@ -82,7 +85,7 @@ class RefinedSource(SyntheticSource):
         if not 0 <= share <= 1:
             raise ValueError(f'RefinedSource: share must be from 0 to 1, got {share}.')
         self.source = MODELS.build(source)
-        self.priors = nn.ModuleList(MODELS.build(prior) for prior in priors)
+        self.priors = build_priors(priors, 'RefinedSource')
         self.every = every
         self.start = start
         self.batch = batch
@@ -108,17 +111,10 @@ class RefinedSource(SyntheticSource):
         super().prepare(teacher, seed=seed, image_size=image_size, device=device)
         self.source.folder = None if self.folder is None else self.folder / 'start'
         self.source.prepare(teacher, seed=seed, image_size=image_size, device=device)
-        self._used = []
-        for prior in self.priors:
-            reason = prior.unsuited(teacher)
-            if reason is None:
-                self._used.append(prior)
-            else:
-                print_log(f'Refinement: {prior.name} left out: {reason}', 'current')
-        names = ', '.join(f'{prior.weight:g} {prior.name}' for prior in self._used)
+        self._used = suited_priors(self.priors, teacher, 'Refinement')
         print_log(
             f'Refinement: {self.batch} images every {self.every} steps, '
-            f'{self.steps} times down {names}',
+            f'{self.steps} times down {weighted_names(self._used)}',
             'current',
         )
 
@@ -159,8 +155,7 @@ class RefinedSource(SyntheticSource):
 
     def _label(self, serial: int, classes: int) -> int:
         """The class wanted of an image: every pass over the classes has its own order."""
-        order = stream('refined-classes', self.seed, serial // classes).permutation(classes)
-        return int(order[serial % classes])
+        return balanced_label('refined-classes', self.seed, serial, classes)
 
     @torch.enable_grad()
     def refine(
@@ -189,27 +184,21 @@ class RefinedSource(SyntheticSource):
         Returns:
             tuple[Tensor, dict[str, float]]: For each image the best one met, and values to log.
         """
-        targets, probe = self._targets(start, labels, teacher)
-        taps = tuple(dict.fromkeys(name for prior in self._used for name in prior.taps(teacher)))
+        targets, probe = wanted_targets(start, labels, teacher)
+        taps = taps_of(self._used, teacher)
         settings = dict(probe=probe, taps=taps, seed=self.seed, serials=serials)
         images = start.detach().clone().requires_grad_()
         sigma = self.smooth * min(start.shape[-2:])
         move = torch.zeros_like(start)
-        best, best_images = None, None
+        first, best = None, None
         for step in range(self.steps + 1):
             with torch.set_grad_enabled(step < self.steps):
                 ctx = SynthesisContext(images, targets, teacher, student, step=step, **settings)
                 terms = {prior: prior(ctx) for prior in self._used}
                 total = sum(prior.weight * term for prior, term in terms.items())
                 total = total.expand(len(images)) if total.dim() == 0 else total
-            now = total.detach()
-            if best is None:
-                first = now.clone()
-                best, best_images = now.clone(), images.detach().clone()
-            else:
-                better = now < best
-                best = torch.where(better, now, best)
-                best_images = torch.where(better[:, None, None, None], images.detach(), best_images)
+            first = total.detach().clone() if best is None else first
+            best = keep_best(best, images, total)
             if step < self.steps:
                 (gradient,) = torch.autograd.grad(total.sum(), [images])
                 with torch.no_grad():
@@ -218,27 +207,14 @@ class RefinedSource(SyntheticSource):
                     images.sub_(self.lr * move / length).clamp_(0, 1)
         logs = {f'refined/{prior.name}': float(term.mean()) for prior, term in terms.items()}
         with torch.no_grad():
-            kept = SynthesisContext(
-                best_images, targets, teacher, student, step=self.steps, **settings
-            )
+            kept = SynthesisContext(best[1], targets, teacher, student, step=self.steps, **settings)
             for prior in self._used:
                 prior.finished(kept)
-        return best_images, {
+        return best[1], {
             'refined/before': float(first.mean()),
-            'refined/after': float(best.mean()),
+            'refined/after': float(best[0].mean()),
             **logs,
         }
-
-    @torch.no_grad()
-    def _targets(
-        self, images: Tensor, labels: Tensor, teacher: Adapter
-    ) -> tuple[Targets, Probe | None]:
-        """What the images are to show, and where the networks are asked meanwhile."""
-        memory = teacher.encode(images)
-        probe = teacher.propose(memory)
-        if probe is None:
-            return Targets(labels=labels), None
-        return proposed_layout(probe, teacher.answer(memory, probe).logits, labels), probe
 
     def _keep(self, images: Tensor) -> None:
         """Add to the ring, over the oldest ones once it is full."""
@@ -268,7 +244,7 @@ class RefinedSource(SyntheticSource):
         chosen = []
         for position, item in enumerate(items):
             refined, place = self.rng('refined', item['g']).random(2)
-            if refined < self.share:
+            if refined < self.share_now:
                 chosen.append((position, int(place * len(self.ring))))
         if not chosen:
             return images, targets

@@ -1,0 +1,225 @@
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from mmengine.dist import get_dist_info
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mmdfkd.adapters.base import Adapter
+from mmdfkd.adapters.observation import Targets
+from mmdfkd.registry import TASK_UTILS
+
+from ..bank import ReplayBank
+from .base import SyntheticSource
+from .retreat import RetreatingSource
+
+
+class BankedSource(SyntheticSource):
+    """A source that keeps images in a replay bank, whose index is in the checkpoint.
+
+    Attributes:
+        bank: Opened when the source is prepared; None where it keeps no images.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank: ReplayBank | None = None
+        self._restored: dict | None = None
+        # Whether the folder may hold images of an earlier run.
+        self._replaces = False
+
+    def open_bank(self, folder: str | Path | None, **settings) -> None:
+        """Open this process's part of the bank.
+
+        Args:
+            folder (str | Path, optional): Where its images lie; None keeps them in memory.
+            **settings: Of :class:`~mmdfkd.synthesis.bank.ReplayBank`.
+
+        Raises:
+            ValueError: If it does not fit.
+        """
+        self.bank = ReplayBank(self.image_size, folder=folder, shard=get_dist_info(), **settings)
+
+    def restore_bank(self) -> None:
+        """Once there are both a bank and what a checkpoint says of it."""
+        if self.bank is not None and self._restored is not None:
+            self.bank.restore(self._restored)
+            self._restored = None
+
+    def bank_index(self) -> dict | None:
+        """For the checkpoint; the images lie in the bank's own files."""
+        if self._restored is not None or self.bank is None:
+            return self._restored
+        return self.bank.index()
+
+    def drop_replaced(self) -> None:
+        """Delete what an earlier run left in the folder, once this run steps."""
+        if self._replaces and len(self.bank):
+            self.bank.prune()
+            self._replaces = False
+
+    def get_extra_state(self) -> dict:
+        """The bank's index; its images lie in its own files."""
+        return self.bank_index() or {}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Take the bank's index from a checkpoint."""
+        self._restored = state or None
+        self.restore_bank()
+
+
+class InvertingSource(RetreatingSource, BankedSource):
+    """A source that makes images by gradient steps on pixels: a set once, or some now and then.
+
+    ``images`` are made before the first step; with ``every``, ``batch`` more are made each so many
+    training steps. They lie in the bank. Draws come from it (``share``) and from an inner source.
+
+    Args:
+        source (SyntheticSource | None): The inner source.
+        images (int): Images made before the first step.
+        every (int): Training steps between two further batches; 0 for none.
+        batch (int): Images, or trajectories, optimised at once.
+        share (float): Share of the draws that come from the bank.
+        augment (Mapping | None): Config of the augmentation of the draws from the bank.
+
+    Attributes:
+        made: Images made so far, by all processes: the number of the next.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    #: Its name in the log, and that of its draws' random numbers.
+    title: str
+    purpose: str
+
+    def __init__(
+        self,
+        source: SyntheticSource | None,
+        images: int,
+        every: int,
+        batch: int,
+        share: float,
+        augment: Mapping | None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if images < 0 or every < 0 or images + every == 0:
+            raise ValueError(
+                f'{name}: makes no image with images={images} and every={every}: set one of them '
+                'above 0.'
+            )
+        if not 0 <= share <= 1:
+            raise ValueError(f'{name}: share is from 0 to 1, got {share}.')
+        self.source = source
+        self.images = images
+        self.every = every
+        self.batch = batch
+        self.share = share
+        self.augment = None if augment is None else TASK_UTILS.build(augment)
+        # Images of one trajectory.
+        self.yields = 1
+        self.register_buffer('made', torch.zeros((), dtype=torch.int64))
+
+    @property
+    def needs_items(self) -> bool:
+        """As the inner source."""
+        return self.source is not None and self.source.needs_items
+
+    def prepare_inner(self, teacher: Adapter) -> None:
+        """Prepare the inner source, in a folder of its own."""
+        if self.source is not None:
+            self.source.folder = None if self.folder is None else self.folder / 'start'
+            self.source.prepare(
+                teacher, seed=self.seed, image_size=self.image_size, device=self.device
+            )
+
+    def fill(self, teacher: Adapter) -> None:
+        """Make the first images; a prior that asks the student is answered by the teacher."""
+        if self.source is not None:
+            self.source.fill(teacher)
+        self.refresh(teacher, teacher, 0)
+        self._replaces = True
+
+    def refresh(self, teacher: Adapter, student: Adapter, iteration: int) -> dict[str, float]:
+        """Make the first images if they are not there, and a further batch if it is time.
+
+        Returns:
+            dict[str, float]: Of the last batch, see :meth:`make`.
+        """
+        logs = {}
+        if self.source is not None:
+            logs = self.source.refresh(teacher, student, iteration)
+        self.drop_replaced()
+        due = max(self.images - int(self.made), 0)
+        if self.every and iteration and iteration % self.every == 0:
+            due += self.batch * self.yields
+        if not due:
+            return logs
+        start, told, found = time.perf_counter(), time.perf_counter(), []
+        total = due
+        while due:
+            count = min(self.batch * self.yields, due)
+            made = self.make(count, teacher, student, iteration)
+            due -= count
+            if not made:
+                continue
+            logs.update(made)
+            found.append(made)
+            now = time.perf_counter()
+            if due and now - told > 10:
+                done = total - due
+                print_log(
+                    f'{self.title}: {done} of {total} images, '
+                    f'{(now - start) / done * due:.0f} s to go; {self.success(found)}',
+                    'current',
+                )
+                told = now
+        self.finish(found, total)
+        if found and total > self.batch * self.yields:
+            print_log(
+                f'{self.title}: {total} images in {time.perf_counter() - start:.0f} s; '
+                f'{self.success(found)}',
+                'current',
+            )
+        return logs
+
+    @abstractmethod
+    def make(
+        self, count: int, teacher: Adapter, student: Adapter, iteration: int
+    ) -> dict[str, float]:
+        """Make ``count`` images, this process its part of them, and put them into the bank.
+
+        Returns:
+            dict[str, float]: Values to log; empty where this process had none to make.
+        """
+
+    @abstractmethod
+    def success(self, made: Sequence[Mapping[str, float]]) -> str:
+        """What the teacher says of the batches made, for the log: part of a sentence."""
+
+    def finish(self, made: Sequence[Mapping[str, float]], total: int) -> None:
+        """Look at what the batches gave, and let go of what is no longer needed."""
+
+    def draw(self, items: list[dict]) -> tuple[Tensor, Targets]:
+        """The inner source's images, ``share`` of them replaced by images of the bank."""
+        chosen = {}
+        if self.bank is not None and len(self.bank):
+            for position, item in enumerate(items):
+                rng = self.rng(self.purpose, item['g'])
+                if rng.random() < self.share_now:
+                    chosen[position] = int(self.bank.pick(rng, 1)[0])
+        if not chosen:
+            return self.source.draw(items)[0], Targets()
+        taken = self.bank.take(list(chosen.values()))[0].to(self.device)
+        if self.augment is not None:
+            taken = self.augment(taken, self.seed, [items[p]['g'] for p in chosen])
+        rest = [p for p in range(len(items)) if p not in chosen]
+        images = taken.new_empty((len(items), *taken.shape[1:]))
+        images[list(chosen)] = taken
+        if rest:
+            images[rest] = self.source.draw([items[p] for p in rest])[0]
+        return images, Targets()
