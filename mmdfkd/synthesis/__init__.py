@@ -23,6 +23,7 @@ from .priors import (
 from .sources import (
     GeneratorSource,
     LayoutInversionSource,
+    MixtureSource,
     PooledSource,
     PresetGeneratorSource,
     RefinedSource,
@@ -44,6 +45,7 @@ __all__ = [
     'JensenShannonPrior',
     'LayoutInversionSource',
     'LightAugment',
+    'MixtureSource',
     'PatchBoundaryPrior',
     'PatchSimilarityPrior',
     'PooledSource',

@@ -5,6 +5,7 @@ from .dataset import DatasetSource
 from .generated import GeneratorSource
 from .generator_presets import PresetGeneratorSource
 from .layout_inversion import LayoutInversionSource
+from .mixture import MixtureSource
 from .pooled import PooledSource
 from .refined import RefinedSource
 from .rendered import RenderedSource
@@ -13,6 +14,7 @@ __all__ = [
     'DatasetSource',
     'GeneratorSource',
     'LayoutInversionSource',
+    'MixtureSource',
     'PooledSource',
     'PresetGeneratorSource',
     'RefinedSource',
