@@ -13,7 +13,8 @@ from mmdfkd.registry import TASK_UTILS
 class LightAugment:
     """Flips, quarter turns, a random crop and a colour jitter; a function of ``(seed, g)``.
 
-    What an image shows has no right side up, so flips and turns are as good as new images.
+    What a procedural image shows has no right side up, so flips and turns are as good as new ones.
+    Where that is not so, :meth:`restrict` leaves some out.
 
     Args:
         flip (float): Probability of a horizontal flip; likewise of a vertical one.
@@ -42,12 +43,24 @@ class LightAugment:
         self.shift = shift
         self.contrast = contrast
         self.brightness = brightness
+        self._held = np.ones(3, bool)
+
+    def restrict(self, horizontal: bool = True, vertical: bool = True, turn: bool = True) -> None:
+        """Leave out flips or turns from now on; everything else of an image stays as it was.
+
+        Args:
+            horizontal (bool): Whether images may be mirrored left to right.
+            vertical (bool): Whether upside down.
+            turn (bool): Whether their axes may be exchanged.
+        """
+        self._held = np.array([horizontal, vertical, turn])
 
     def _draw(self, seed: int, g: int, square: bool) -> tuple[np.ndarray, np.ndarray]:
         """The affine map (output to input, in [-1, 1]) and the colour map, each ``[2, 3]``."""
         rng = stream('augment', seed, g)
-        matrix = np.diag(np.where(rng.random(2) < self.flip, -1.0, 1.0))
-        turned = rng.random() < self.turn
+        flipped = (rng.random(2) < self.flip) & self._held[:2]
+        matrix = np.diag(np.where(flipped, -1.0, 1.0))
+        turned = rng.random() < self.turn and self._held[2]
         if turned and square:
             matrix = matrix[::-1]
         zoom = np.exp(rng.uniform(*np.log(self.scale)))
