@@ -1,7 +1,7 @@
 """Key names of plain ViT checkpoints, translated to those of :class:`ViTDet`.
 
 ViTDet uses the names of timm, MAE and mmdet's published ViTDet (``blocks.0.mlp.fc1``); mmpretrain
-says ``layers.0.ffn.layers.0.0``.
+says ``layers.0.ffn.layers.0.0``, Hugging Face ``encoder.layer.0.intermediate.dense``.
 """
 
 import re
@@ -9,19 +9,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-RELATIVE_POSITION = re.compile(r'\.rel_pos_[hw]$')
+from mmdfkd.utils.vit_names import NOT_BACKBONE, timm_name, timm_names
 
-_MMPRETRAIN = (
-    (re.compile(r'^patch_embed\.projection\.'), 'patch_embed.proj.'),
-    (re.compile(r'^layers\.(\d+)\.ln([12])\.'), r'blocks.\1.norm\2.'),
-    (re.compile(r'^layers\.(\d+)\.attn\.'), r'blocks.\1.attn.'),
-    (re.compile(r'^layers\.(\d+)\.ffn\.layers\.0\.0\.'), r'blocks.\1.mlp.fc1.'),
-    (re.compile(r'^layers\.(\d+)\.ffn\.layers\.1\.'), r'blocks.\1.mlp.fc2.'),
-)
-# What a classifier or an autoencoder has and a ViTDet backbone has not.
-_NOT_BACKBONE = re.compile(
-    r'^(cls_token|dist_token|mask_token|norm|fc_norm|ln1|ln2|head|head_dist|pre_logits|decoder|decoder_\w+)(\.|$)'
-)
+RELATIVE_POSITION = re.compile(r'\.rel_pos_[hw]$')
 
 
 def to_vitdet_keys(
@@ -29,7 +19,7 @@ def to_vitdet_keys(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Translate the keys of a plain ViT.
 
-    Understands mmdet's published ViTDet, timm, MAE, DeiT and mmpretrain names (no prefix). A
+    Understands the names of :mod:`mmdfkd.utils.vit_names`, of a backbone alone. A
     relative-position table or absolute positions of another length keep their shape: the caller
     compares.
 
@@ -43,17 +33,10 @@ def to_vitdet_keys(
         tuple: The weights in ViTDet's names, and the keys left out because a ViTDet backbone has no
         such layer (class token, final norm, classifier, decoder).
     """
-    converted, dropped = {}, []
-    for key, value in state_dict.items():
-        if _NOT_BACKBONE.match(key):
-            dropped.append(key)
-            continue
-        for pattern, name in _MMPRETRAIN:
-            key, found = pattern.subn(name, key)
-            if found:
-                break
-        if key == 'pos_embed' and positions and value.dim() == 3:
-            extra = value.shape[1] - positions
-            value = value[:, extra:] if extra in (1, 2) else value
-        converted[key] = value
+    dropped = [key for key in state_dict if NOT_BACKBONE.match(timm_name(key))]
+    converted = timm_names({k: v for k, v in state_dict.items() if k not in set(dropped)})
+    table = converted.get('pos_embed')
+    if positions and table is not None and table.dim() == 3:
+        extra = table.shape[1] - positions
+        converted['pos_embed'] = table[:, extra:] if extra in (1, 2) else table
     return converted, dropped
