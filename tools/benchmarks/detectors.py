@@ -19,8 +19,6 @@ full: three seeds, more steps, every row with every size and start; for long run
 import argparse
 import json
 import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +28,16 @@ from typing import Any
 from mmengine.config import Config
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
+from mmdfkd.evaluation.benchmark import (
+    finished_runs,
+    measure_run,
+    moved,
+    plan_text,
+    run_command,
+    seconds_a_step,
+    shown_command,
+    train_command,
+)
 from mmdfkd.utils.launch import fail_clearly, use_all_cores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,11 +148,7 @@ def identity(line: Mapping[str, Any]) -> Run:
 
 def read_lines() -> dict[Run, dict[str, Any]]:
     """The finished runs."""
-    from mmdfkd.evaluation import read_results
-
-    if not RESULTS.is_file() or not RESULTS.read_text().strip():
-        return {}
-    return {identity(line): line for line in read_results(RESULTS)}
+    return finished_runs(RESULTS, identity)
 
 
 @dataclass(frozen=True)
@@ -246,63 +250,21 @@ def next_run(plan: Plan, lines: Mapping[Run, Mapping]) -> Run | None:
 
 def estimate(run: Run, lines: Mapping[Run, Mapping]) -> float | None:
     """Seconds a run will take, by the lines of its row, or else of any row of its set."""
-    for rows in ((run.row,), ROWS):
-        rates = [
-            line['seconds'] / known.steps
-            for known, line in lines.items()
-            if known.set == run.set and known.row in rows and known.steps
-        ]
-        if rates:
-            return run.steps * sum(rates) / len(rates)
-    return None
+    own_row, own_set = (
+        lambda known, rows=rows: known.set == run.set and known.row in rows
+        for rows in ((run.row,), ROWS)
+    )
+    rate = seconds_a_step(lines, own_row, own_set)
+    # A start is made in little time, and once.
+    return 0.0 if run.row == START else rate and run.steps * rate
 
 
 def describe(plan: Plan, lines: Mapping[Run, Mapping]) -> str:
     """The plan as text: what is done, what is to do and about how long it takes."""
-    text, total, unknown = [], 0.0, 0
-    for run in plan.runs(lines):
-        if run in lines:
-            found = lines[run]['metrics'][METRICS[0]]
-            text.append(f'done     {run}: {found:.3f} {METRICS[0]}')
-            continue
-        seconds = estimate(run, lines)
-        total += seconds or 0
-        unknown += seconds is None and run.row != START
-        about = f' (about {seconds:.0f} s)' if seconds else ''
-        text.append(f'to run   {run}{about}')
-    for row, path in plan.missing_rows().items():
-        text.append(f'skipped  {row}: {path.relative_to(ROOT)} is not there')
-    text.append(
-        f'About {total / 60:.0f} minutes by the finished lines'
-        + (f', without {unknown} runs that nothing is known of.' if unknown else '.')
-    )
-    return '\n'.join(text)
-
-
-def moved(cfg: Mapping, data_root: str) -> dict[str, str]:
-    """Dotted settings that make a config read its set from another folder.
-
-    Args:
-        cfg (Mapping): The config; its ``data_root`` begins every path of the set.
-        data_root (str): The other folder.
-
-    Raises:
-        KeyError: If the config has no ``data_root``.
-    """
-    old = cfg.get('data_root')
-    if not old:
-        raise KeyError(f"--data-root: {getattr(cfg, 'filename', 'the config')} has no 'data_root'.")
-    new = os.path.join(data_root, '')
-
-    def walk(value: Any, key: str) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping):
-            for name, inner in value.items():
-                yield from walk(inner, f'{key}.{name}')
-        elif isinstance(value, str) and value.startswith(old):
-            yield key, new + value[len(old) :]
-
-    parts = [f'{s}_{p}' for s in ('train', 'val', 'test') for p in ('dataloader', 'evaluator')]
-    return dict(found for part in parts if part in cfg for found in walk(cfg[part], part))
+    skipped = {
+        row: f'{path.relative_to(ROOT)} is not there' for row, path in plan.missing_rows().items()
+    }
+    return plan_text(plan.runs(lines), lines, lambda run: estimate(run, lines), METRICS[0], skipped)
 
 
 def check_files(plan: Plan, data_root: str | None) -> None:
@@ -386,11 +348,7 @@ def options_of(
 def command_of(run: Run, work_dir: Path, *options: Any) -> list[str]:
     """The ordinary train tool's command line; ``options`` as in :func:`options_of`."""
     config = run.config.relative_to(ROOT).as_posix()
-    options = options_of(run, *options)
-    return [
-        *('tools/train.py', config, '--overwrite', '--work-dir', str(work_dir)),
-        *('--cfg-options', *options),
-    ]
+    return train_command(config, work_dir, options_of(run, *options))
 
 
 def train(run: Run, work_dir: Path, *options: Any) -> list[str]:
@@ -400,31 +358,17 @@ def train(run: Run, work_dir: Path, *options: Any) -> list[str]:
         RuntimeError: If it fails; names its log.
     """
     command = command_of(run, work_dir, *options)
-    log = work_dir.with_name(work_dir.name + '.log')
-    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get('PYTHONPATH')) if p)
-    with log.open('w') as stream:
-        status = subprocess.run(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env=os.environ | dict(PYTHONPATH=path),
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        ).returncode
-    if status:
-        raise RuntimeError(f'{run}: the run failed; see {log}.')
+    run_command(command, ROOT, work_dir.with_name(work_dir.name + '.log'), run)
     return command
 
 
 def measure(work_dir: Path, checkpoint: str, config: str = 'student_config.py') -> tuple[dict, int]:
     """Test a network of a finished run: its metrics and its number of parameters."""
-    from mmdfkd.evaluation import count_parameters, test_network
-
-    tested = test_network(Config.fromfile(work_dir / config), checkpoint, work_dir / 'test.log')
-    found = {k.split('/')[-1]: round(float(v), 4) for k, v in tested.metrics.items()}
+    found, parameters = measure_run(work_dir, checkpoint, config)
     # mmdet's COCO metric returns nothing at all where a network detects nothing.
-    found = {k: found.get(k, 0.0) for k in METRICS}
+    found = {k: round(found.get(k, 0.0), 4) for k in METRICS}
     # COCO's -1: the set has no object of that size.
-    return {k: v for k, v in found.items() if v >= 0}, count_parameters(tested.net)[0]
+    return {k: v for k, v in found.items() if v >= 0}, parameters
 
 
 @dataclass
@@ -523,10 +467,10 @@ class Benchmark:
 
     def _shown(self, command: Sequence[str]) -> str:
         """A command without the machine's paths."""
-        text = shlex.join(['python', *command]).replace(str(self.root), self.shown)
-        return (
-            text.replace(os.path.join(self.data_root, ''), 'DATA_ROOT/') if self.data_root else text
-        )
+        folders = {str(self.root): self.shown}
+        if self.data_root:
+            folders[os.path.join(self.data_root, '')] = 'DATA_ROOT/'
+        return shown_command(command, folders)
 
     @staticmethod
     def _ceiling(run: Run, lines: Mapping[Run, Mapping], metrics: Mapping) -> float | None:

@@ -1,0 +1,173 @@
+"""What benchmarks of whole runs share: their plan, the train tool's runs, their tests.
+
+A run is whatever hashable value identifies a line of the results; finished runs are a mapping from
+these to their lines.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmengine.config import Config
+
+from .cost import count_parameters
+from .results import read_results
+from .testing import test_network
+
+Run = TypeVar('Run', bound=Hashable)
+
+
+def finished_runs(
+    results: Path, identity: Callable[[Mapping[str, Any]], Run]
+) -> dict[Run, dict[str, Any]]:
+    """The lines of a benchmark's file by their run; none where there is no file yet.
+
+    Raises:
+        ResultError: If a line is no valid result.
+    """
+    if not results.is_file() or not results.read_text().strip():
+        return {}
+    return {identity(line): line for line in read_results(results)}
+
+
+def seconds_a_step(lines: Mapping[Run, Mapping], *alike: Callable[[Run], bool]) -> float | None:
+    """Mean seconds of a training step by the finished runs of the first kind that has any.
+
+    Args:
+        lines (Mapping): Finished runs, which have ``steps``.
+        *alike (Callable): Whether a run is of a kind, likest kind first.
+    """
+    for fits in alike:
+        rates = [line['seconds'] / r.steps for r, line in lines.items() if r.steps and fits(r)]
+        if rates:
+            return sum(rates) / len(rates)
+    return None
+
+
+def plan_text(
+    runs: Iterable[Run],
+    lines: Mapping[Run, Mapping],
+    seconds: Callable[[Run], float | None],
+    metric: str,
+    skipped: Mapping[str, str],
+) -> str:
+    """A plan as text: what is done, what is to do and about how long it takes.
+
+    Args:
+        runs (Iterable): Every run of the plan, in order.
+        lines (Mapping): The finished ones.
+        seconds (Callable): How long a run will take; None where nothing is known of it.
+        metric (str): What is shown of a finished run.
+        skipped (Mapping): Rows that cannot be run, and why.
+    """
+    text, total, unknown = [], 0.0, 0
+    for run in runs:
+        if run in lines:
+            text.append(f'done     {run}: {lines[run]["metrics"][metric]:.3f} {metric}')
+            continue
+        expected = seconds(run)
+        total += expected or 0
+        unknown += expected is None
+        about = f' (about {expected:.0f} s)' if expected else ''
+        text.append(f'to run   {run}{about}')
+    text += [f'skipped  {row}: {reason}' for row, reason in skipped.items()]
+    text.append(
+        f'About {total / 60:.0f} minutes by the finished lines'
+        + (f', without {unknown} runs that nothing is known of.' if unknown else '.')
+    )
+    return '\n'.join(text)
+
+
+def moved(cfg: Mapping, data_root: str) -> dict[str, str]:
+    """Dotted settings that make a config read its set from another folder.
+
+    Args:
+        cfg (Mapping): The config; its ``data_root`` begins every path of the set.
+        data_root (str): The other folder.
+
+    Raises:
+        KeyError: If the config has no ``data_root``.
+    """
+    old = cfg.get('data_root')
+    if not old:
+        raise KeyError(f"--data-root: {getattr(cfg, 'filename', 'the config')} has no 'data_root'.")
+    new = os.path.join(data_root, '')
+
+    def walk(value: Any, key: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                yield from walk(inner, f'{key}.{name}')
+        elif isinstance(value, str) and value.startswith(old):
+            yield key, new + value[len(old) :]
+
+    parts = [f'{s}_{p}' for s in ('train', 'val', 'test') for p in ('dataloader', 'evaluator')]
+    return dict(found for part in parts if part in cfg for found in walk(cfg[part], part))
+
+
+def train_command(config: str, work_dir: Path, options: Sequence[str]) -> list[str]:
+    """The ordinary train tool's command line, without the interpreter."""
+    return [
+        *('tools/train.py', config, '--overwrite', '--work-dir', str(work_dir)),
+        *('--cfg-options', *options),
+    ]
+
+
+def run_command(command: Sequence[str], root: Path, log: Path, run: Any) -> None:
+    """Run a tool of the checkout in a process of its own.
+
+    Args:
+        command (Sequence[str]): The tool and its arguments.
+        root (Path): The checkout, where it runs and which it imports.
+        log (Path): File for what it prints.
+        run (Any): What it is, for the message.
+
+    Raises:
+        RuntimeError: If it fails; names the log.
+    """
+    path = os.pathsep.join(p for p in (str(root), os.environ.get('PYTHONPATH')) if p)
+    with log.open('w') as stream:
+        status = subprocess.run(
+            [sys.executable, *command],
+            cwd=root,
+            env=os.environ | dict(PYTHONPATH=path),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        ).returncode
+    if status:
+        raise RuntimeError(f'{run}: the run failed; see {log}.')
+
+
+def shown_command(command: Sequence[str], folders: Mapping[str, str]) -> str:
+    """A command as text without the machine's paths.
+
+    Args:
+        command (Sequence[str]): The tool and its arguments.
+        folders (Mapping[str, str]): Paths and what is shown for them.
+    """
+    text = shlex.join(['python', *command])
+    for path, shown in folders.items():
+        text = text.replace(path, shown)
+    return text
+
+
+def measure_run(
+    work_dir: Path, checkpoint: str, config: str = 'student_config.py'
+) -> tuple[dict[str, float], int]:
+    """Test a network of a finished run.
+
+    Args:
+        work_dir (Path): The run's.
+        checkpoint (str): The weights.
+        config (str): File name of the network's config there.
+
+    Returns:
+        tuple[dict[str, float], int]: Its metrics by the last part of their names, and its number of
+            parameters.
+    """
+    tested = test_network(Config.fromfile(work_dir / config), checkpoint, work_dir / 'test.log')
+    found = {name.split('/')[-1]: float(value) for name, value in tested.metrics.items()}
+    return found, count_parameters(tested.net)[0]
