@@ -1,8 +1,11 @@
 """What one network says about a batch of images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 
@@ -54,12 +57,15 @@ class Memory:
         image_size: ``(H, W)`` of the images in pixels.
         taps: Inner activations by the name of the module that made them.
         encoder: What a transformer encoder made of the features; DETR-like networks only.
+        kept: Numbers of the patches that the network saw, ``[B, K]``, in the order of its tokens;
+            None where it saw all of them.
     """
 
     feats: tuple
     image_size: tuple[int, int]
     taps: dict[str, Tensor] = field(default_factory=dict)
     encoder: EncoderMemory | None = None
+    kept: Tensor | None = None
 
 
 @dataclass
@@ -98,8 +104,23 @@ class Response:
 
 @dataclass
 class Observation:
-    """One network's view of a batch; ``probe`` and ``response`` are None when no head asked."""
+    """One network's view of a batch; ``probe`` and ``response`` are None when no head asked.
+
+    Attributes:
+        find_detections: The teacher's only: makes its final detections.
+        own_loss: The student's only: its toolbox's training loss on objects given per image, by
+            mmdet's names.
+    """
 
     memory: Memory
     probe: Probe | None = None
     response: Response | None = None
+    find_detections: Callable[[], list[InstanceData]] | None = field(default=None, repr=False)
+    own_loss: Callable[[list[InstanceData]], dict[str, Tensor]] | None = field(
+        default=None, repr=False
+    )
+
+    @cached_property
+    def detections(self) -> list[InstanceData]:
+        """Final detections of each image (``bboxes``, ``scores``, ``labels``), when asked for."""
+        return self.find_detections()

@@ -388,6 +388,13 @@ class ReplayBank:
         positions, labels = np.concatenate(positions), np.concatenate(labels)
         return positions[positions >= 0], labels[positions >= 0]
 
+    def shown(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of an image's id and a class that it shows, -1 for none: ``[n]`` each."""
+        if not len(self):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        positions, labels = self._shown()
+        return self._ids[positions], labels
+
     def pick(self, rng: np.random.Generator, n: int, iteration: int | None = None) -> np.ndarray:
         """Choose images by the policy.
 

@@ -1,7 +1,8 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from mmengine.registry import OPTIMIZERS
+from torch import Tensor, nn
 
 from .blur import blurred
 
@@ -61,3 +62,30 @@ class SmoothDescent:
             self._move = torch.zeros_like(direction)
         self._move = self.momentum * self._move + (1 - self.momentum) * direction
         images.sub_(self.lr * factor * _unit(self._move)).clamp_(0, 1)
+
+
+class OptimizerDescent:
+    """An ordinary optimiser on pixels, such as the Adam of published inversions.
+
+    Args:
+        optimizer (Mapping): Its config, with ``lr``.
+    """
+
+    def __init__(self, optimizer: Mapping) -> None:
+        self.cfg = dict(optimizer)
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._pixels: nn.Parameter | None = None
+
+    def step(
+        self, images: Tensor, gradient: Tensor, factor: float = 1.0, where: Tensor | None = None
+    ) -> None:
+        """As :meth:`SmoothDescent.step`; always on the same ``images``."""
+        if self._optimizer is None:
+            # It shares their memory.
+            self._pixels = nn.Parameter(images)
+            self._optimizer = OPTIMIZERS.build(dict(self.cfg, params=[self._pixels]))
+        self._pixels.grad = gradient if where is None else gradient * where
+        for group in self._optimizer.param_groups:
+            group['lr'] = self.cfg['lr'] * factor
+        self._optimizer.step()
+        images.clamp_(0, 1)

@@ -72,8 +72,8 @@ def wanted_targets(
         tuple[Targets, Probe | None]: Of a classifier the labels and None; of a detector layouts at
             its own proposals, and these.
     """
+    if not teacher.detects:
+        return Targets(labels=labels), None
     memory = teacher.encode(images)
     probe = teacher.propose(memory)
-    if probe is None:
-        return Targets(labels=labels), None
     return proposed_layout(probe, teacher.answer(memory, probe).logits, labels), probe

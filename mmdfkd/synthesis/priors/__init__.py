@@ -16,6 +16,7 @@ from .jensen_shannon import JensenShannonPrior
 from .logit_distance import LogitDistancePrior
 from .patch_boundary import PatchBoundaryPrior
 from .patch_similarity import PatchSimilarityPrior
+from .sub_boxes import SubBoxPrior
 from .target import TargetPrior
 from .total_variation import TotalVariationPrior
 
@@ -35,6 +36,7 @@ __all__ = [
     'PatchBoundaryPrior',
     'PatchSimilarityPrior',
     'Prior',
+    'SubBoxPrior',
     'SynthesisContext',
     'TargetPrior',
     'TotalVariationPrior',

@@ -11,7 +11,7 @@ from mmdfkd.losses.reduce import at_least_float32
 from mmdfkd.models.layers.attention import _relative_table
 
 from .context import SynthesisContext
-from .parts import AttentionLayer
+from .parts import AttentionLayer, patch_size
 
 
 def patch_scores(
@@ -31,19 +31,23 @@ def patch_scores(
 
     Returns:
         tuple[Tensor, tuple[int, int]]: ``[B, heads, R, N]`` in at least float32, and the grid of
-            the ``N`` patches.
+            all patches. ``N`` is their number, or that of those the teacher saw.
     """
     memory = ctx.teacher_memory
     tapped = memory.taps[layer.qkv]
-    tokens, grid = read_tokens(
-        at_least_float32(tapped),
-        tapped.shape[-1],
-        memory.image_size,
-        layer.prefix_tokens,
-        True,
-        'Prior teacher',
-        layer.qkv,
-    )
+    if memory.kept is None:
+        tokens, grid = read_tokens(
+            at_least_float32(tapped),
+            tapped.shape[-1],
+            memory.image_size,
+            layer.prefix_tokens,
+            True,
+            'Prior teacher',
+            layer.qkv,
+        )
+    else:
+        tokens, patch = at_least_float32(tapped), patch_size(ctx.teacher.net)
+        grid = memory.image_size[0] // patch[0], memory.image_size[1] // patch[1]
     query, key, _ = qkv_heads(tokens, layer.num_heads)
     query, key, first = (
         query[:, :, layer.prefix_tokens :],
@@ -55,7 +59,7 @@ def patch_scores(
     elif rows == 'mean':
         chosen, own = None, query.mean(2, keepdim=True)
     else:
-        chosen = evenly(grid[0] * grid[1], rows).to(query.device)
+        chosen = evenly(query.shape[2], rows).to(query.device)
         own = query[:, :, chosen]
     with torch.autocast(own.device.type, enabled=False):
         scores = own @ key.transpose(-2, -1) * key.shape[-1] ** -0.5
