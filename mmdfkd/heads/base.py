@@ -8,21 +8,7 @@ from torch import Tensor, nn
 from mmdfkd.adapters import Observation, Response, Targets
 from mmdfkd.inheritance import InheritanceReport
 
-
-class Ramp(NamedTuple):
-    """A factor that goes linearly from ``start`` at ``begin`` to ``stop`` at iteration ``end``."""
-
-    begin: int
-    end: int
-    start: float = 0.0
-    stop: float = 1.0
-
-    def at(self, iteration: int) -> float:
-        """The factor at an iteration; constant outside ``[begin, end]``."""
-        if iteration >= self.end:
-            return self.stop
-        share = max(iteration - self.begin, 0) / (self.end - self.begin)
-        return self.start + (self.stop - self.start) * share
+from .schedule import read_schedule
 
 
 class Needs(NamedTuple):
@@ -35,12 +21,17 @@ class Needs(NamedTuple):
         taps_teacher: Likewise of the teacher.
         teacher_response: Whether it reads ``response`` of the teacher's observation, if not of
             both.
+        own: Of a DETR-like student: whether it reads its answers at its own queries,
+            ``response.own``, and those at the teacher's are not needed.
+        fresh: Of DETR-like networks: whether it reads ``response.fresh``, at random queries.
     """
 
     response: bool = False
     taps_student: tuple[str, ...] = ()
     taps_teacher: tuple[str, ...] = ()
     teacher_response: bool = False
+    own: bool = False
+    fresh: bool = False
 
     @classmethod
     def together(cls, needs: Iterable['Needs']) -> 'Needs':
@@ -51,6 +42,8 @@ class Needs(NamedTuple):
             taps_student=tuple(dict.fromkeys(tap for n in needs for tap in n.taps_student)),
             taps_teacher=tuple(dict.fromkeys(tap for n in needs for tap in n.taps_teacher)),
             teacher_response=any(n.response or n.teacher_response for n in needs),
+            own=any(n.own for n in needs),
+            fresh=any(n.fresh for n in needs),
         )
 
 
@@ -68,14 +61,16 @@ class DistillHead(BaseModule):
     Args:
         loss_weight (float): Factor of all its losses. Defaults to 1.
         schedule (dict, optional): A further factor over the iterations: ``begin``, ``end``, and
-            ``start`` (0) and ``stop`` (1), its values there; see :class:`Ramp`. None keeps 1.
+            ``start`` (0) and ``stop`` (1), its values there, or ``points`` that it goes through;
+            ``shape`` is ``'linear'`` or ``'cosine'``. See :mod:`mmdfkd.heads.schedule`. None keeps
+            1.
         name (str, optional): Tells the losses of two heads of one kind apart: ``loss_feature``
             becomes ``loss_<name>_feature``.
         init_cfg (dict, optional): mmengine's initialisation.
 
     Raises:
-        ValueError: If the schedule has an unknown or a missing key, or does not end after it
-            begins.
+        ValueError: If the schedule has an unknown or a missing key, or its iterations do not
+            ascend.
     """
 
     needs = Needs()
@@ -94,18 +89,7 @@ class DistillHead(BaseModule):
         self.resting = False
         self.schedule = None
         if schedule is not None:
-            keys = set(schedule)
-            if not {'begin', 'end'} <= keys <= set(Ramp._fields):
-                raise ValueError(
-                    f'The schedule of {type(self).__name__} takes begin and end, and optionally '
-                    f'start and stop, but has {sorted(keys)}.'
-                )
-            self.schedule = Ramp(**schedule)
-            if self.schedule.end <= self.schedule.begin:
-                raise ValueError(
-                    f'The schedule of {type(self).__name__} ends at iteration {self.schedule.end}, '
-                    f'not after it begins ({self.schedule.begin}).'
-                )
+            self.schedule = read_schedule(schedule, type(self).__name__)
 
     def set_iteration(self, iteration: int) -> None:
         """Tell the head which iteration comes; its schedule depends on nothing else."""

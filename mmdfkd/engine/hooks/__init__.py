@@ -2,15 +2,19 @@ from .audit import DataAuditHook
 from .distill import DistillHook
 from .export import StudentExportHook
 from .features_first import FeaturesFirstHook
+from .freeze import FreezeScheduleHook
 from .image_quality import SyntheticQualityHook
 from .overwrite import OverwriteHook
+from .student_ema import StudentEMAHook
 from .synthetic_vis import SyntheticVisHook
 
 __all__ = [
     'DataAuditHook',
     'DistillHook',
     'FeaturesFirstHook',
+    'FreezeScheduleHook',
     'OverwriteHook',
+    'StudentEMAHook',
     'StudentExportHook',
     'SyntheticQualityHook',
     'SyntheticVisHook',

@@ -1,6 +1,7 @@
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from mmdfkd.utils.run_files import (
 
 from .distill import distiller_of, unwrapped
 from .image_quality import QUALITY
+from .student_ema import averaged_student
 
 _SAMPLES = 36
 
@@ -94,7 +96,8 @@ def class_names(runner) -> list[str]:
 class StudentExportHook(Hook):
     """Leaves an ordinary student, and what the report needs, in the work directory.
 
-    ``student.pth`` (tensors only) with ``student_config.py``; ``student_start.pth``, the student
+    ``student.pth`` (tensors only; the moving average where the run has an EMA hook) with
+    ``student_config.py``; ``student_start.pth``, the student
     before any step; ``teacher_config.py``; a few synthetic images; ``run.json``.
     """
 
@@ -147,7 +150,8 @@ class StudentExportHook(Hook):
         """Write the student and the facts of the run."""
         seconds = self._seconds()
         distiller = distiller_of(runner)
-        self._export(runner, STUDENT)
+        # What was validated, where the weights are averaged.
+        self._export(runner, STUDENT, averaged_student(runner))
         self._export_samples(runner)
         cfg = runner.cfg
         quality = runner.message_hub.get_info(QUALITY)
@@ -176,9 +180,9 @@ class StudentExportHook(Hook):
         )
         runner.logger.info(f'Student exported to {Path(runner.work_dir) / STUDENT}')
 
-    def _export(self, runner, name: str) -> None:
-        distiller = distiller_of(runner)
-        state = {k: v.detach().cpu().clone() for k, v in distiller.student.net.state_dict().items()}
+    def _export(self, runner, name: str, weights: Mapping | None = None) -> None:
+        weights = distiller_of(runner).student.net.state_dict() if weights is None else weights
+        state = {k: v.detach().cpu().clone() for k, v in weights.items()}
         meta = dict(seed=runner.seed, iter=runner.iter)
         classes = class_names(runner)
         if classes:

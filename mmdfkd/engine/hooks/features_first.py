@@ -11,6 +11,46 @@ from mmdfkd.registry import HOOKS
 from .distill import distiller_of
 
 
+def named_parts(net: nn.Module, names: Sequence[str], who: str) -> dict[str, nn.Module]:
+    """Modules of a student by their dotted names.
+
+    Args:
+        net (nn.Module): The plain student.
+        names (Sequence[str]): Of modules with parameters.
+        who (str): Who asks, for the message.
+
+    Raises:
+        ValueError: If there is no such module with anything to train; offers near names.
+    """
+    modules = {n: m for n, m in net.named_modules() if n and any(True for _ in m.parameters())}
+    for name in names:
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=3)
+            hint = f' (did you mean {" or ".join(map(repr, near))}?)' if near else ''
+            top = ', '.join(n for n in modules if '.' not in n)
+            raise ValueError(
+                f"{who}: the student has no part '{name}'{hint} with anything to train. Its parts "
+                f'are {top}, and what is in them.'
+            )
+    return {name: modules[name] for name in names}
+
+
+def refuse_wrapper(runner, who: str) -> None:
+    """Refuse a run whose wrapper waits for the gradient of every parameter.
+
+    Raises:
+        RuntimeError: If it does.
+    """
+    if is_model_wrapper(runner.model) and not getattr(
+        runner.model, 'find_unused_parameters', False
+    ):
+        raise RuntimeError(
+            f'{who} changes what is trained, and a {type(runner.model).__name__} waits for the '
+            'gradients of all that was trained when it was built: set '
+            'find_unused_parameters=True, or leave the hook out.'
+        )
+
+
 @HOOKS.register_module()
 class FeaturesFirstHook(Hook):
     """Holds what follows the student's backbone fixed for the first part of a run.
@@ -67,14 +107,7 @@ class FeaturesFirstHook(Hook):
         self._modules = self._named(student.net)
         if self._last(runner) == 0:
             return
-        if is_model_wrapper(runner.model) and not getattr(
-            runner.model, 'find_unused_parameters', False
-        ):
-            raise RuntimeError(
-                f'FeaturesFirstHook changes what is trained, and a {type(runner.model).__name__} '
-                'waits for the gradients of all that was trained when it was built: set '
-                'find_unused_parameters=True, or leave the hook out.'
-            )
+        refuse_wrapper(runner, type(self).__name__)
         if all(head.needs.response for head in student.heads):
             raise ValueError(
                 'FeaturesFirstHook: no head compares features, so that the first part of the run '
@@ -93,17 +126,7 @@ class FeaturesFirstHook(Hook):
         if self.parts is None:
             found = {n: m for n, m in net.named_children() if n != 'backbone'}
             return {n: m for n, m in found.items() if any(True for _ in m.parameters())}
-        modules = {n: m for n, m in net.named_modules() if n and any(True for _ in m.parameters())}
-        for name in self.parts:
-            if name not in modules:
-                near = difflib.get_close_matches(name, modules, n=3)
-                hint = f' (did you mean {" or ".join(map(repr, near))}?)' if near else ''
-                top = ', '.join(n for n in modules if '.' not in n)
-                raise ValueError(
-                    f"FeaturesFirstHook: the student has no part '{name}'{hint} with anything to "
-                    f'train. Its parts are {top}, and what is in them.'
-                )
-        return {name: modules[name] for name in self.parts}
+        return named_parts(net, self.parts, type(self).__name__)
 
     def _last(self, runner) -> int:
         """The first iteration in which everything is trained."""
