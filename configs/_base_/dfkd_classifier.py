@@ -6,7 +6,12 @@ pooled = dict(type='mmdfkd.PooledSource', renderer=procedural, pool_size=8192)
 # The rivals' sources, in the same words for every set.
 noise = dict(type='mmdfkd.NoiseRenderer')
 refined = dict(
-    type='mmdfkd.RefinedSource', source=pooled, every=10, batch=32, steps=8, share=0.25)
+    type='mmdfkd.RefinedSource', source=pooled, every=20, batch=32, steps=8, share=0.25)
+# A set of images made once from procedural ones, drawn alone or among these.
+inverted = dict(
+    type='mmdfkd.PixelInversionSource', source=pooled, images=320, steps=24, checks=3, share=1.0)
+mixture = dict(
+    type='mmdfkd.PixelInversionSource', source=pooled, images=320, steps=24, checks=3, share=0.3)
 # Methods with a generator: one step of it to a step of the student, on as many images.
 generator = dict(type='mmdfkd.PresetGeneratorSource', preset='dfkt', batch=batch_size)
 dafl = dict(type='mmdfkd.PresetGeneratorSource', preset='dafl', batch=batch_size)

@@ -2,6 +2,7 @@
 custom_hooks = [
     dict(type='mmdfkd.DistillHook'),
     dict(type='mmdfkd.DataAuditHook'),
+    dict(type='mmdfkd.TeacherPassesHook'),
     dict(type='mmdfkd.StudentExportHook'),
 ]
 custom_imports = dict(imports=['mmdfkd'], allow_failed_imports=False)

@@ -10,6 +10,7 @@ from .hooks import (
     StudentExportHook,
     SyntheticQualityHook,
     SyntheticVisHook,
+    TeacherPassesHook,
 )
 from .optimizers import LayerDecayOptimWrapperConstructor
 
@@ -24,4 +25,5 @@ __all__ = [
     'StudentExportHook',
     'SyntheticQualityHook',
     'SyntheticVisHook',
+    'TeacherPassesHook',
 ]

@@ -28,14 +28,18 @@ FIELDS: dict[str, tuple[type, ...]] = {
     'commit': (str,),
     'command': (str,),
 }
-OPTIONAL: dict[str, tuple[type, ...]] = {'synthesis_seconds': _NUMBER}
+OPTIONAL: dict[str, tuple[type, ...]] = {
+    'synthesis_seconds': _NUMBER,
+    'teacher_passes': _NUMBER,
+}
 """Fields of a result line and their types.
 
 ``student`` is its share of the teacher's parameters; ``row`` names the images (or what else
 varies) and ``init`` the student's start; the first of ``metrics`` is the main one, and ``teacher``
 and ``ceiling`` (the same student distilled on the real training images) are its values for those,
 null where there is none. Of :data:`OPTIONAL`, ``synthesis_seconds`` is the part of ``seconds`` that
-preparing and refreshing the image source took.
+preparing and refreshing the image source took, and ``teacher_passes`` what was asked of the
+teacher (:mod:`~mmdfkd.evaluation.teacher_passes`).
 """
 
 
@@ -147,6 +151,12 @@ def _share(results: list[dict], of: str) -> str:
     return f'{mean(shares):.1f} %' if len(shares) == len(results) else ''
 
 
+def _mean_of(results: list[dict], field: str) -> str:
+    """Rounded mean; empty where a run does not have it."""
+    known = all(field in result for result in results)
+    return f'{mean(result[field] for result in results):.0f}' if known else ''
+
+
 def results_markdown(results: list[dict[str, Any]]) -> str:
     """A Markdown table of one benchmark.
 
@@ -197,11 +207,8 @@ def results_markdown(results: list[dict[str, Any]]) -> str:
         'of ceiling': lambda g: _share(g, 'ceiling'),
         'steps': lambda g: str(g[0]['steps']),
         'seconds': lambda g: f'{mean(r["seconds"] for r in g):.0f}',
-        'synthesis seconds': lambda g: (
-            f'{mean(r["synthesis_seconds"] for r in g):.0f}'
-            if all('synthesis_seconds' in r for r in g)
-            else ''
-        ),
+        'synthesis seconds': lambda g: _mean_of(g, 'synthesis_seconds'),
+        'teacher passes': lambda g: _mean_of(g, 'teacher_passes'),
         'seeds': lambda g: 'one seed' if len(g) == 1 else str(len(g)),
     }
     rows = [[make(group) for make in columns.values()] for group in ordered]

@@ -7,6 +7,7 @@ from .image_quality import SyntheticQualityHook
 from .overwrite import OverwriteHook
 from .student_ema import StudentEMAHook
 from .synthetic_vis import SyntheticVisHook
+from .teacher_passes import TeacherPassesHook
 
 __all__ = [
     'DataAuditHook',
@@ -18,4 +19,5 @@ __all__ = [
     'StudentExportHook',
     'SyntheticQualityHook',
     'SyntheticVisHook',
+    'TeacherPassesHook',
 ]
