@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mmdfkd.datasets.renderers.stream import stream
 from mmdfkd.registry import TASK_UTILS
+
+from .symmetry import SYMMETRIES
 
 
 @TASK_UTILS.register_module()
@@ -24,6 +26,8 @@ class LightAugment:
         shift (float): Most shift in each direction, as a share of the side.
         contrast (float): Deviation of the logarithm of each channel's contrast.
         brightness (float): Deviation of each channel's brightness, of 1.
+        least_held (float): A flip or a turn is left out of images in which the teacher finds its
+            classes if less than this share of what it finds is still there afterwards.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class LightAugment:
         shift: float = 0.12,
         contrast: float = 0.15,
         brightness: float = 0.06,
+        least_held: float = 0.8,
     ) -> None:
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f'LightAugment: scale must be (least, most), above 0, not {scale}.')
@@ -43,17 +48,22 @@ class LightAugment:
         self.shift = shift
         self.contrast = contrast
         self.brightness = brightness
+        self.least_held = least_held
         self._held = np.ones(3, bool)
 
-    def restrict(self, horizontal: bool = True, vertical: bool = True, turn: bool = True) -> None:
-        """Leave out flips or turns from now on; everything else of an image stays as it was.
+    def restrict(self, held: Mapping[str, float]) -> None:
+        """Leave out the flips and turns that change what a teacher sees; the rest stays as it was.
 
         Args:
-            horizontal (bool): Whether images may be mirrored left to right.
-            vertical (bool): Whether upside down.
-            turn (bool): Whether their axes may be exchanged.
+            held (Mapping[str, float]): Of
+                :func:`~mmdfkd.synthesis.symmetry.held_symmetries`.
         """
-        self._held = np.array([horizontal, vertical, turn])
+        self._held = np.array([held[name] >= self.least_held for name in SYMMETRIES])
+
+    @property
+    def used(self) -> list[str]:
+        """Names of the symmetries that are not left out."""
+        return [name for name, held in zip(SYMMETRIES, self._held, strict=True) if held]
 
     def _draw(self, seed: int, g: int, square: bool) -> tuple[np.ndarray, np.ndarray]:
         """The affine map (output to input, in [-1, 1]) and the colour map, each ``[2, 3]``."""

@@ -381,3 +381,27 @@ class TestInARun:
         with pytest.raises(ValueError, match='has room for'):
             toy.runner_of(cfg).train()
         assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+def test_flips_are_used_as_the_teacher_allows(teacher, student, monkeypatch):
+    """Draws hold no flip that the teacher takes for something else, after a resume as before."""
+    shares = dict(horizontal=0.1, vertical=0.9, turn=0.1)
+    asked = []
+
+    def held(_, images, targets):
+        asked.append((len(images), len(targets.boxes)))
+        return shares
+
+    monkeypatch.setattr('mmdfkd.synthesis.sources.banked.held_symmetries', held)
+    augment = dict(type='mmdfkd.LightAugment')
+    source = prepare(inversion(images=3, share=1.0, augment=augment), teacher)
+    source.fill(teacher)
+    source.refresh(teacher, student, 1)
+    assert asked == [(3, 3)] and source.augment.used == ['vertical']
+    resumed = inversion(images=3, share=1.0, augment=augment)
+    resumed.load_state_dict(copy.deepcopy(source.state_dict()))
+    assert resumed.augment.used == ['vertical']
+    older = source.state_dict()
+    del older['held']
+    resumed.load_state_dict(older)
+    assert resumed.augment.used == ['horizontal', 'vertical', 'turn']

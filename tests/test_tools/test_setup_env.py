@@ -27,7 +27,7 @@ def make_complete(environment) -> None:
     environment.stamp.touch()
 
 
-@pytest.mark.parametrize('name', ['build', 'torch', 'cuda', 'lock', 'mmcv', 'overlay'])
+@pytest.mark.parametrize('name', ['build', 'torch', 'cuda', 'lock', 'mmcv', 'overlay', 'peers'])
 def test_a_changed_lock_is_noticed(tool, tmp_path, name):
     environment = tool.Environment(tmp_path / 'env')
     make_complete(environment)

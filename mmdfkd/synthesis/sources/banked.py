@@ -13,8 +13,12 @@ from mmdfkd.adapters.observation import Targets
 from mmdfkd.registry import TASK_UTILS
 
 from ..bank import ReplayBank
+from ..symmetry import SYMMETRIES, held_symmetries
 from .base import SyntheticSource
 from .retreat import RetreatingSource
+
+#: Images that are shown to the teacher flipped and turned.
+_ASKED = 96
 
 
 class BankedSource(SyntheticSource):
@@ -123,6 +127,8 @@ class InvertingSource(RetreatingSource, BankedSource):
         # Images of one trajectory.
         self.yields = 1
         self.register_buffer('made', torch.zeros((), dtype=torch.int64))
+        # Of each symmetry, how much the teacher holds it; below 0 while it has not been asked.
+        self.register_buffer('held', torch.full((len(SYMMETRIES),), -1.0))
 
     @property
     def needs_items(self) -> bool:
@@ -157,8 +163,16 @@ class InvertingSource(RetreatingSource, BankedSource):
         due = max(self.images - int(self.made), 0)
         if self.every and iteration and iteration % self.every == 0:
             due += self.batch * self.yields
-        if not due:
-            return logs
+        if due:
+            logs.update(self._make_all(due, teacher, student, iteration))
+        self.ask_symmetries(teacher)
+        return logs
+
+    def _make_all(
+        self, due: int, teacher: Adapter, student: Adapter, iteration: int
+    ) -> dict[str, float]:
+        """Make so many images, batch by batch, and say how far it is."""
+        logs = {}
         start, told, found = time.perf_counter(), time.perf_counter(), []
         total = due
         while due:
@@ -186,6 +200,34 @@ class InvertingSource(RetreatingSource, BankedSource):
                 'current',
             )
         return logs
+
+    def ask_symmetries(self, teacher: Adapter) -> None:
+        """Once there are images: in the draws, flip and turn them only as the teacher allows."""
+        if self.held[0] >= 0 or not hasattr(self.augment, 'restrict'):
+            return
+        # All processes ask at once: some may have got no image yet.
+        if not int(self.made):
+            return
+        images, targets, _ = self.bank.take(self.bank.ids[:_ASKED], self.device)
+        shares = held_symmetries(teacher, images, targets)
+        self.held.copy_(torch.tensor([shares[name] for name in SYMMETRIES]))
+        self._restrict()
+        told = ', '.join(f'{name} {share:.0%}' for name, share in shares.items())
+        print_log(
+            f'{self.title}: of what the teacher finds it still finds, flipped or turned: {told}; '
+            f'used in the draws: {", ".join(self.augment.used) or "none"}',
+            'current',
+        )
+
+    def _restrict(self) -> None:
+        if self.held[0] >= 0 and hasattr(self.augment, 'restrict'):
+            self.augment.restrict(dict(zip(SYMMETRIES, self.held.tolist(), strict=True)))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        # Runs that are older than the buffer used every flip and turn; so does their rest.
+        state_dict.setdefault(prefix + 'held', torch.ones(len(SYMMETRIES)))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._restrict()
 
     @abstractmethod
     def make(

@@ -3,10 +3,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from mmdet.structures.bbox import bbox_overlaps
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
-from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mmdfkd.adapters.base import Adapter
@@ -24,6 +22,7 @@ from ..pieces import Pieces
 from ..priors.base import Prior
 from ..priors.context import SynthesisContext
 from ..scene import Scene, SceneComposer, neighbourhood
+from ..symmetry import detected
 from .banked import InvertingSource
 
 #: Indices of the start images begin here: no random numbers are shared with images that are drawn.
@@ -371,21 +370,10 @@ class LayoutInversionSource(InvertingSource):
         detections = teacher.detect(teacher.encode(images.float() / 255))
         size = tuple(images.shape[-2:])
         found = [
-            _detected(own, kinds, seen)
+            detected(own, kinds, seen)
             for own, kinds, seen in zip(boxes, labels, detections, strict=True)
         ]
         if self.grow:
             boxes, labels = self.growth(boxes, labels, detections, size)
         seen = torch.cat(found)
         return boxes, labels, float(seen.sum()) / max(len(seen), 1)
-
-
-def _detected(
-    boxes: Tensor, labels: Tensor, found: InstanceData, least: float = 0.3, iou: float = 0.5
-) -> Tensor:
-    """Which boxes some detection of their class covers: ``[N]``."""
-    sure = found.scores >= least
-    if not len(boxes) or not sure.any():
-        return boxes.new_zeros(len(boxes), dtype=torch.bool)
-    covers = bbox_overlaps(boxes, found.bboxes[sure]) >= iou
-    return (covers & (labels[:, None] == found.labels[sure].to(labels))).any(1)
