@@ -118,6 +118,74 @@ def detector_model(
     )
 
 
+def detr_model(
+    kind: str = 'deformable',
+    width: int = 32,
+    dims: int = 32,
+    layers: int = 2,
+    decoder_layers: int = 2,
+    hidden: int = 32,
+    queries: int = 12,
+    classes: int = 3,
+) -> dict:
+    """A DETR on ViTDet: ``'deformable'`` or ``'two-stage'`` (of width 256), or plain ``'detr'``."""
+    width = 256 if kind == 'two-stage' else width
+    head = dict(
+        type='DETRHead',
+        num_classes=classes,
+        embed_dims=width,
+        loss_cls=dict(
+            type='CrossEntropyLoss', bg_cls_weight=0.1, use_sigmoid=False, class_weight=1.0
+        ),
+    )
+    cost = dict(type='ClassificationCost', weight=1.0)
+    attention = dict(embed_dims=width, num_heads=4, dropout=0.0)
+    ffn = dict(embed_dims=width, feedforward_channels=hidden, ffn_drop=0.0)
+    own, cross, changes = attention, attention, dict(type='DETR')
+    if kind != 'detr':
+        head.update(type='DeformableDETRHead', loss_cls=dict(type='FocalLoss', use_sigmoid=True))
+        cost = dict(type='FocalLossCost', weight=2.0)
+        own = cross = dict(attention, num_levels=1)
+        changes = dict(
+            type='DeformableDETR',
+            num_feature_levels=1,
+            with_box_refine=True,
+            as_two_stage=kind == 'two-stage',
+        )
+    base = detector_model(dims, layers)
+    return dict(
+        **changes,
+        num_queries=queries,
+        data_preprocessor=base['data_preprocessor'],
+        backbone=base['backbone'],
+        neck=dict(base['neck'], out_channels=width, scale_factors=(2,), num_outs=1),
+        encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=own, ffn_cfg=ffn)),
+        decoder=dict(
+            num_layers=decoder_layers,
+            return_intermediate=True,
+            layer_cfg=dict(self_attn_cfg=attention, cross_attn_cfg=cross, ffn_cfg=ffn),
+            post_norm_cfg=dict(type='LN') if kind == 'detr' else None,
+        ),
+        positional_encoding=dict(num_feats=width // 2, normalize=True),
+        bbox_head=dict(
+            head,
+            loss_bbox=dict(type='L1Loss', loss_weight=5.0),
+            loss_iou=dict(type='GIoULoss', loss_weight=2.0),
+        ),
+        train_cfg=dict(
+            assigner=dict(
+                type='HungarianAssigner',
+                match_costs=[
+                    cost,
+                    dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
+                    dict(type='IoUCost', iou_mode='giou', weight=2.0),
+                ],
+            )
+        ),
+        test_cfg=dict(max_per_img=10),
+    )
+
+
 def resnet_model(classes: int = 3) -> dict:
     """A ResNet Faster R-CNN with the same strides: nothing of this project in it."""
     return dict(

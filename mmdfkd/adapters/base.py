@@ -1,5 +1,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from mmengine.structures import InstanceData
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from .normalizer import Normalizer
 from .observation import Memory, Observation, Probe, Response, Targets
+from .own_loss import own_loss
 from .taps import tapped
 
 
@@ -20,6 +22,8 @@ class Adapter(ABC):
 
     #: Name of the family in messages and reports.
     family: str
+    #: Whether :meth:`box_sizes` needs images.
+    sizes_from_images = False
 
     def __init__(self, net: nn.Module, normalizer: Normalizer) -> None:
         self.net = net
@@ -106,6 +110,25 @@ class Adapter(ABC):
         """Final detections of each image (``bboxes``, ``scores``, ``labels``); detectors only."""
         raise TypeError(f'A {self.family} network predicts no boxes.')
 
+    def own_loss(self, memory: Memory, objects: Sequence[InstanceData]) -> dict[str, Tensor]:
+        """What mmdet's own training would say, were these the labels; detectors only.
+
+        Args:
+            memory (Memory): The network's own, with gradient.
+            objects (Sequence[InstanceData]): Per image ``bboxes`` ``[N, 4]`` (xyxy pixels),
+                ``labels`` ``[N]`` and, for networks with a mask head, ``masks``; may be empty.
+
+        Returns:
+            dict[str, Tensor]: Scalars by mmdet's names.
+
+        Raises:
+            TypeError: For a family that predicts no boxes.
+            ValueError: If the network's config has no ``train_cfg``, or masks are missing.
+        """
+        if not self.detects:
+            raise TypeError(f'A {self.family} network predicts no boxes.')
+        return own_loss(self.net, memory, objects, self.normalizer.divisor)
+
     @torch.no_grad()
     def observe(
         self,
@@ -113,6 +136,7 @@ class Adapter(ABC):
         taps: Sequence[str] = (),
         respond: bool = True,
         *,
+        fresh: bool = False,
         seed: int = 0,
         serials: Sequence[int] | None = None,
     ) -> Observation:
@@ -122,11 +146,13 @@ class Adapter(ABC):
             images (Tensor): RGB in [0, 1], ``[B, 3, H, W]``.
             taps (Sequence[str]): As in :meth:`encode`.
             respond (bool): Whether to propose and answer, too.
+            fresh (bool): Whether to ask random queries, too, in a family that has queries.
             seed (int): Of the run, for a family whose probe has random parts.
             serials (Sequence[int], optional): Likewise, the global index of each image.
         """
         memory = self.encode(images, taps)
+        detect = partial(self.detect, memory)
         if not respond:
-            return Observation(memory)
+            return Observation(memory, find_detections=detect)
         probe = self.propose(memory)
-        return Observation(memory, probe, self.answer(memory, probe))
+        return Observation(memory, probe, self.answer(memory, probe), detect)

@@ -36,8 +36,7 @@ class DetrAdapter(Adapter):
     """
 
     family = 'DETR-like'
-    #: Whether probes of :meth:`observe` also hold fresh random queries.
-    fresh = False
+    sizes_from_images = True
     #: Calls of :meth:`target_loss` at one layout after which a box keeps its query.
     rematch = 20
 
@@ -203,6 +202,7 @@ class DetrAdapter(Adapter):
         taps: Sequence[str] = (),
         respond: bool = True,
         *,
+        fresh: bool = False,
         seed: int = 0,
         serials: Sequence[int] | None = None,
     ) -> Observation:
@@ -213,21 +213,22 @@ class DetrAdapter(Adapter):
         """
         memory = self.encode(images, taps)
         if not respond:
-            return Observation(memory)
+            return Observation(memory, find_detections=lambda: self.detect(memory))
         encoder = memory.encoder
         inputs = self.decoder.own(encoder)
         own = self.decoder.run(inputs, encoder)
         probe = self._probe(memory, inputs, own)
-        fresh = None
-        if self.fresh:
+        asked = None
+        if fresh:
             if serials is None:
                 raise ValueError(
                     'Fresh queries are a function of the global index of each image: give '
                     'observe() seed and serials.'
                 )
             probe = self.refreshed(probe, seed, serials)
-            fresh = self._asked(probe.fresh, encoder)
-        return Observation(memory, probe, self._response(memory, own, own, fresh, own))
+            asked = self._asked(probe.fresh, encoder)
+        response = self._response(memory, own, own, asked, own)
+        return Observation(memory, probe, response, lambda: self._detections(memory, own))
 
     @torch.no_grad()
     def class_votes(self, memory: Memory) -> Tensor:
@@ -269,7 +270,10 @@ class DetrAdapter(Adapter):
     @torch.no_grad()
     def detect(self, memory: Memory) -> list[InstanceData]:
         """Final detections of each image: ``bboxes`` in its pixels, ``scores``, ``labels``."""
-        own = self.own_answers(memory)
+        return self._detections(memory, self.own_answers(memory))
+
+    @torch.no_grad()
+    def _detections(self, memory: Memory, own: QueryAnswers) -> list[InstanceData]:
         metas = [sample.metainfo for sample in self._samples(memory)]
         return self.net.bbox_head.predict_by_feat(
             own.logits, own.boxes, batch_img_metas=metas, rescale=False

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps, bbox_xyxy_to_cxcywh
@@ -53,6 +54,33 @@ def assign(cost: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = (torch.from_numpy(x).to(cost.device) for x in (rows, columns))
     order = columns.argsort()
     return rows[order], columns[order]
+
+
+def assign_all(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """Many one-to-one assignments of least cost, with one transfer from and to the device.
+
+    Args:
+        cost (Tensor): ``[N, Q, P]``.
+
+    Returns:
+        tuple[Tensor, Tensor]: Rows and columns, ``[N, min(Q, P)]`` each, columns rising.
+
+    Raises:
+        FloatingPointError: If a cost is not finite.
+    """
+    host = cost.detach().float().cpu()
+    if not torch.isfinite(host).all():
+        raise FloatingPointError(
+            'DETR matching: a class score or a box of the network is not finite.'
+        )
+    count = min(cost.shape[1:])
+    found = np.zeros((2, len(cost), count), np.int64)
+    for i, one in enumerate(host.numpy()):
+        rows, columns = linear_sum_assignment(one)
+        order = columns.argsort()
+        found[:, i] = rows[order], columns[order]
+    rows, columns = torch.from_numpy(found).to(cost.device)
+    return rows, columns
 
 
 @dataclass(frozen=True)

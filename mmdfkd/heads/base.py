@@ -24,6 +24,8 @@ class Needs(NamedTuple):
         own: Of a DETR-like student: whether it reads its answers at its own queries,
             ``response.own``, and those at the teacher's are not needed.
         fresh: Of DETR-like networks: whether it reads ``response.fresh``, at random queries.
+        extra_teachers: How many of the run's extra teachers it reads: ``response`` of each of the
+            teacher's ``others``.
     """
 
     response: bool = False
@@ -32,6 +34,7 @@ class Needs(NamedTuple):
     teacher_response: bool = False
     own: bool = False
     fresh: bool = False
+    extra_teachers: int = 0
 
     @classmethod
     def together(cls, needs: Iterable['Needs']) -> 'Needs':
@@ -44,6 +47,7 @@ class Needs(NamedTuple):
             teacher_response=any(n.response or n.teacher_response for n in needs),
             own=any(n.own for n in needs),
             fresh=any(n.fresh for n in needs),
+            extra_teachers=max((n.extra_teachers for n in needs), default=0),
         )
 
 

@@ -29,6 +29,13 @@ from .nkd import nkd
 from .noise_adaptation import noise_adapted_nll, noise_matrix
 from .pkd import pkd
 from .qkv_relation import qkv_relation, split_qkv
+from .query import (
+    foreground,
+    generalized_iou,
+    query_box_loss,
+    query_class_loss,
+    query_cost,
+)
 from .random_mask import random_mask
 from .reduce import weighted_mean
 from .rkd import rkd_angle, rkd_distance
@@ -61,6 +68,8 @@ __all__ = [
     'dist',
     'distillation_token',
     'dkd',
+    'foreground',
+    'generalized_iou',
     'hard_label',
     'head_attention',
     'hidden_relation',
@@ -82,6 +91,9 @@ __all__ = [
     'pkd',
     'qkv_heads',
     'qkv_relation',
+    'query_box_loss',
+    'query_class_loss',
+    'query_cost',
     'random_mask',
     'random_sampled',
     'rkd_angle',

@@ -233,13 +233,12 @@ def test_boxes_of_another_kind_can_be_asked():
 
 @torch.no_grad()
 @pytest.mark.parametrize('kind', KINDS)
-def test_fresh_queries_are_a_function_of_seed_and_image(kind, monkeypatch):
+def test_fresh_queries_are_a_function_of_seed_and_image(kind):
     adapter, pixels = adapter_of(kind), toy.images(2, 64)
-    monkeypatch.setattr(adapter, 'fresh', True, raising=False)
     before = torch.get_rng_state()
-    one = adapter.observe(pixels, seed=3, serials=[7, 8])
+    one = adapter.observe(pixels, fresh=True, seed=3, serials=[7, 8])
     assert torch.equal(torch.get_rng_state(), before)
-    two = adapter.observe(pixels.flip(0), seed=3, serials=[8, 7])
+    two = adapter.observe(pixels.flip(0), fresh=True, seed=3, serials=[8, 7])
     for name in ('content', 'position', 'references'):
         first, second = (getattr(o.probe.fresh, name) for o in (one, two))
         own = getattr(one.probe.queries, name)
@@ -254,7 +253,7 @@ def test_fresh_queries_are_a_function_of_seed_and_image(kind, monkeypatch):
     student = adapter_of(kind, seed=1)
     assert student.answer(student.encode(pixels), one.probe).fresh is not None
     with pytest.raises(ValueError, match='global index'):
-        adapter.observe(pixels)
+        adapter.observe(pixels, fresh=True)
 
 
 def test_turned_queries_keep_mean_and_covariance():

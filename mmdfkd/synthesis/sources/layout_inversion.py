@@ -141,6 +141,7 @@ class LayoutInversionSource(InvertingSource):
         self.growth_cfg = dict(growth or {})
         self.growth = LabelGrowth(**self.growth_cfg)
         self.least_size = 0.0
+        self.sizes = torch.zeros(0, 2)
         self.scenes = scenes
         self.bank_cfg = dict(bank or {})
         self._used: list[Prior] = list(self.priors)
@@ -163,10 +164,11 @@ class LayoutInversionSource(InvertingSource):
             ValueError: If no prior suits the teacher, or the bank does not fit.
         """
         super().prepare(teacher, seed=seed, image_size=image_size, device=device)
-        # What is smaller no anchor finds.
-        self.least_size = float(teacher.box_sizes().prod(1).sqrt().min()) / 2
-        self.growth = LabelGrowth(**{'least_size': self.least_size, **self.growth_cfg})
         self.prepare_inner(teacher)
+        # What is smaller no anchor finds.
+        self.sizes = self._box_sizes(teacher)
+        self.least_size = float(self.sizes.prod(1).sqrt().min()) / 2
+        self.growth = LabelGrowth(**{'least_size': self.least_size, **self.growth_cfg})
         self._used = suited_priors(self.priors, teacher, self.title)
         if not self._used:
             raise ValueError('LayoutInversionSource: none of its priors suits the teacher.')
@@ -241,6 +243,15 @@ class LayoutInversionSource(InvertingSource):
         return logs
 
     @torch.no_grad()
+    def _box_sizes(self, teacher: Adapter) -> Tensor:
+        """Of its anchors; what has none is shown the first start images."""
+        if not teacher.sizes_from_images:
+            return teacher.box_sizes()
+        count = min(self.batch, self.starts)
+        images = self.source.draw([dict(g=_OFFSET + i) for i in range(count)])[0]
+        return teacher.box_sizes(teacher.encode(images.to(self.device)))
+
+    @torch.no_grad()
     def pieces(self, teacher: Adapter) -> Pieces:
         """Let the teacher look for its classes in the inner source's images."""
         images, votes, boxes = [], [], []
@@ -260,7 +271,7 @@ class LayoutInversionSource(InvertingSource):
             f'(median of {len(surest)} classes; least {surest.min():.2f})',
             'current',
         )
-        sizes = teacher.box_sizes().double().cpu().numpy()
+        sizes = self.sizes.double().cpu().numpy()
         found = found.completed(sizes, self.least_size, self.rng('places', 0))
         unseen = int((found.votes.max(0) == 0).sum())
         if unseen:

@@ -1,0 +1,87 @@
+import torch
+from torch import Tensor
+
+from mmdfkd.adapters import Observation, QueryAnswers, Targets
+from mmdfkd.adapters.matching import assign_all
+from mmdfkd.losses import query_cost
+from mmdfkd.registry import MODELS
+
+from .base import Needs
+from .query_base import QueryHead, last_layers
+
+
+@MODELS.register_module()
+class HungarianQueryHead(QueryHead):
+    """The student's own answers, each paired with one of the teacher's by a Hungarian matching.
+
+    DETRDistill's logits and boxes (Chang et al., ICCV 2023): all queries are paired, those that see
+    background, too. Any two DETRs with one kind of class loss can be compared, and what is trained
+    is what the student does at inference.
+
+    The costs of all images are computed at once and cross to the CPU once. The published matching
+    is done anew in every layer; a query means nearly the same object in all of them, so one
+    matching at the last layer serves all by default.
+
+    Args:
+        matching (str): ``'last'`` pairs the queries once, at the last layers; ``'each'`` in every
+            layer of the student. Defaults to ``'last'``.
+        cost (tuple[float, float, float]): Weights of classes, L1 and GIoU in the matching. Defaults
+            to DETRDistill's (1, 5, 2).
+        **kwargs: ``temperature``, ``floor``, ``cls_weight``, ``l1_weight`` and ``giou_weight`` of
+            :class:`~mmdfkd.heads.query_base.QueryHead`, and those of :class:`DistillHead`.
+
+    Raises:
+        ValueError: On an unknown matching.
+    """
+
+    needs = Needs(teacher_response=True, own=True)
+
+    def __init__(
+        self,
+        matching: str = 'last',
+        cost: tuple[float, float, float] = (1.0, 5.0, 2.0),
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        if matching not in ('last', 'each'):
+            raise ValueError(f"HungarianQueryHead: matching is 'last' or 'each', not {matching!r}.")
+        self.matching = matching
+        self.cost = tuple(cost)
+
+    def losses(
+        self, student: Observation, teacher: Observation, targets: Targets, images: Tensor
+    ) -> dict[str, Tensor]:
+        """``loss_hungarian_cls``, ``_l1`` and ``_giou``."""
+        own, other = (response.own for response in self.responses(student, teacher))
+        layers = len(own.logits)
+        ours, theirs = (own.logits, own.boxes), last_layers(other, layers)
+        rows, columns = self.pairs(own, other)
+        if self.matching == 'last':
+            rows, columns = (x.expand(layers, -1, -1) for x in (rows, columns))
+        pairs = (
+            tuple(_taken(x, rows) for x in ours),
+            tuple(_taken(x, columns) for x in theirs),
+        )
+        names = 'loss_hungarian_cls', 'loss_hungarian_l1', 'loss_hungarian_giou'
+        return dict(zip(names, self.compare(*pairs, own.sigmoid), strict=True))
+
+    @torch.no_grad()
+    def pairs(self, own: QueryAnswers, other: QueryAnswers) -> tuple[Tensor, Tensor]:
+        """Which queries are paired.
+
+        Returns:
+            tuple[Tensor, Tensor]: Indices of the student's and of the teacher's, ``[l, B, K]``,
+            ``l`` being 1 where one matching serves all layers.
+        """
+        first = -1 if self.matching == 'last' else 0
+        logits, boxes = own.logits[first:], own.boxes[first:]
+        wanted = last_layers(other, len(logits))
+        cost = query_cost(
+            *(x.flatten(0, 1) for x in (logits, boxes, *wanted)), own.sigmoid, self.cost
+        )
+        return tuple(x.unflatten(0, logits.shape[:2]) for x in assign_all(cost))
+
+
+def _taken(values: Tensor, index: Tensor) -> Tensor:
+    """Queries ``index`` ``[L, B, K]`` of ``[L, B, Q, C]``."""
+    return values.gather(2, index[..., None].expand(*index.shape, values.shape[-1]))

@@ -1,0 +1,66 @@
+import torch
+from torch import Tensor, nn
+
+from mmdfkd.adapters import Observation, Targets
+from mmdfkd.adapters.matching import SetCriterion
+from mmdfkd.registry import MODELS
+
+from .base import DistillHead, Needs
+from .query_base import require_detrs
+
+
+@MODELS.register_module()
+class QueryPriorHead(DistillHead):
+    """The student's own set loss at the teacher's queries, by the teacher's assignment.
+
+    DETRDistill's query prior (Chang et al., ICCV 2023): what the teacher detects are
+    the objects, and the query that detects an object is responsible for it, in every decoder layer
+    of the student, so that no matching wavers. A query below the threshold is background.
+
+    Args:
+        threshold (float): Least class probability of an object, in (0, 1). Defaults to 0.4.
+        **kwargs: ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
+
+    Raises:
+        ValueError: On a threshold outside (0, 1).
+    """
+
+    needs = Needs(response=True)
+
+    def __init__(self, threshold: float = 0.4, **kwargs) -> None:
+        super().__init__(**kwargs)
+        if not 0 < threshold < 1:
+            raise ValueError(f'QueryPriorHead: threshold is in (0, 1), not {threshold}.')
+        self.threshold = threshold
+        self.criterion: SetCriterion | None = None
+
+    def bind(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Take the weights of the student's own losses.
+
+        Raises:
+            ValueError: If one of both is no DETR.
+        """
+        require_detrs(type(self).__name__, student, teacher)
+        self.criterion = SetCriterion.of_head(student.bbox_head)
+
+    def losses(
+        self, student: Observation, teacher: Observation, targets: Targets, images: Tensor
+    ) -> dict[str, Tensor]:
+        """``loss_query_prior``, the mean over layers and images."""
+        own, other = (response.asked for response in self.responses(student, teacher))
+        if own is None:
+            raise ValueError(
+                "QueryPriorHead: the student cannot be asked the teacher's queries (other decoder "
+                'or width): use mmdfkd.PseudoLabelHead, which matches.'
+            )
+        scores, classes = other.probabilities.max(-1)
+        size, terms = student.memory.image_size, []
+        for b, wanted in enumerate(other.boxes[-1].detach()):
+            queries = (scores[b] >= self.threshold).nonzero().flatten()
+            labels = classes[b, queries]
+            pairs = queries, torch.arange(len(queries), device=queries.device)
+            terms += [
+                self.criterion.loss(logits[b], boxes[b], wanted[queries], labels, pairs, size)
+                for logits, boxes in zip(own.logits, own.boxes, strict=True)
+            ]
+        return {'loss_query_prior': torch.stack(terms).mean()}
