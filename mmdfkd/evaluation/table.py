@@ -62,7 +62,7 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     read = report.get('train_images_read')
     images = 'unknown' if read is None else str(read)
     if report.get('data_free') is False:
-        images += ' (NOT data-free: the run was given real training images, data_free=False)'
+        images += ' (NOT data-free: the run was given images to train on, data_free=False)'
     facts = [('retention', kept), ('training images read', images)]
     if report.get('uses_external_weights'):
         facts.append(('note', "the student's start uses external weights"))

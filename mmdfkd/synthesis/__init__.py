@@ -21,6 +21,7 @@ from .priors import (
     TotalVariationPrior,
 )
 from .sources import (
+    FolderSource,
     GeneratorSource,
     LayoutInversionSource,
     MixtureSource,
@@ -28,6 +29,7 @@ from .sources import (
     PresetGeneratorSource,
     RefinedSource,
     RenderedSource,
+    ReplaySource,
     SyntheticSource,
 )
 from .teacher_report import TeacherReport, inspect_teacher
@@ -40,6 +42,7 @@ __all__ = [
     'ContrastivePrior',
     'DivergencePrior',
     'GeneratorSource',
+    'FolderSource',
     'InformationEntropyPrior',
     'InterHeadPrior',
     'JensenShannonPrior',
@@ -54,6 +57,7 @@ __all__ = [
     'RefinedSource',
     'RenderedSource',
     'ReplayBank',
+    'ReplaySource',
     'SynthesisContext',
     'SyntheticSource',
     'TargetPrior',

@@ -82,7 +82,7 @@ class DistillHook(OverwriteHook):
         """Check what can be checked and tell the distiller what its start depends on.
 
         Raises:
-            ValueError: For a training set with real images, other classes, or an image size that a
+            ValueError: For real images in a data-free run, other classes, or an image size that a
                 network cannot take.
             RuntimeError: For a work directory with another run's checkpoints.
         """
@@ -94,6 +94,7 @@ class DistillHook(OverwriteHook):
             refuse_foreign_checkpoints(runner.work_dir)
         dataset = unwrapped(runner.train_dataloader.dataset)
         self._check_dataset(distiller, dataset)
+        self._check_source(distiller)
         self._check_classes(distiller, runner)
         distiller.seed = runner.seed
         distiller.image_size = self._image_size(distiller, dataset)
@@ -120,6 +121,17 @@ class DistillHook(OverwriteHook):
                 f'The training dataset is a {type(dataset).__name__}, which reads real images, and '
                 'the run is data-free. Use mmdfkd.SyntheticDataset, or set model.data_free=False '
                 'to measure a ceiling (the report will say so).'
+            )
+
+    @staticmethod
+    def _check_source(distiller: DataFreeDistiller) -> None:
+        parts = distiller.source.modules()
+        readers = [type(part).__name__ for part in parts if getattr(part, 'reads_images', False)]
+        if distiller.data_free and readers:
+            raise ValueError(
+                f'{readers[0]} trains on image files, and the run is data-free. Set '
+                'model.data_free=False (the report will say so), or use a source that makes its '
+                'own images.'
             )
 
     @staticmethod

@@ -24,12 +24,15 @@ class SyntheticSource(BaseModule):
     Attributes:
         needs_items: Whether :meth:`draw` takes its images from the dataset's items; else ``g`` is
             enough.
+        reads_images: Whether it reads image files that somebody has; a run with it is not
+            data-free.
 
     A source holds neither network: both are handed to it, and it leaves them exactly as they were
     (:func:`mmdfkd.synthesis.frozen.frozen`).
     """
 
     needs_items = False
+    reads_images = False
 
     def __init__(self) -> None:
         super().__init__()

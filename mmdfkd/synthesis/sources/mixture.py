@@ -133,7 +133,7 @@ class MixtureSource(SyntheticSource):
             found.append((mine, targets))
             for i, image in zip(mine, drawn, strict=True):
                 images[i] = image
-        return torch.stack(images), _joined(len(items), found)
+        return torch.stack(images), joined_targets(len(items), found)
 
     def draw_for(self, items: list[dict], labels: np.ndarray) -> Tensor:
         """Likewise, when each is to show a given class."""
@@ -174,7 +174,7 @@ def _shares(count: int, schedule: Sequence[tuple[int, Sequence[float]]]) -> np.n
     return shares
 
 
-def _joined(count: int, found: list[tuple[list[int], Targets]]) -> Targets:
+def joined_targets(count: int, found: list[tuple[list[int], Targets]]) -> Targets:
     """Targets of a batch from those of its parts; only what every part has."""
 
     def in_order(name: str) -> list | None:
