@@ -7,7 +7,7 @@ _base_ = [
 ]
 default_scope = 'mmdet'
 
-max_iters = 700
+max_iters = 600
 
 model = dict(
     teacher=dict(

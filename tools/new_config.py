@@ -86,14 +86,14 @@ $evaluation""")
 SOURCES = {
     'classifier': '    source=pooled,',
     'two-stage': """\
-    # Half of the draws are scenes with objects, which layout inversion of the teacher makes before
-    # the first step; `batch` of them at once.
+    # Scenes with objects, which layout inversion of the teacher makes before the first step, `batch`
+    # of them at once.
     source=dict(
         type='mmdfkd.LayoutInversionSource',
         source=pooled,
         images=128,
         batch=$batch,
-        share=0.5),""",
+        share=1.0),""",
 }
 
 

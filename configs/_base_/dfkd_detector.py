@@ -18,7 +18,7 @@ model = dict(
     # Under 40 % of the teacher's parameters; docs/notes/spine.md has its rivals.
     student=dict(
         type='mmdfkd.Shrunk', width=0.7, depth=0.67, mlp=0.6, neck=0.75, head=0.6, init='inherit'),
-    source=mixture,
+    source=inverted,
     heads=[
         dict(type='mmdfkd.PyramidHead'),
         dict(type='mmdfkd.RPNResponseHead'),
@@ -28,7 +28,7 @@ train_dataloader = dict(
     num_workers=0,
     sampler=dict(type='mmdfkd.GlobalIndexSampler'),
     dataset=dict(type='mmdfkd.SyntheticDataset'))
-# Rate and share of scenes by agreement with the teacher on other scenes (docs/notes/layout_inversion.md).
+# Rate, and scenes alone, by agreement with the teacher on other scenes (docs/notes/layout_inversion.md).
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),
