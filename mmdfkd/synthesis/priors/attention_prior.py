@@ -54,9 +54,8 @@ class AttentionPrior(AttentionTerm):
         for index, layer in enumerate(self._layers(ctx)):
             scores, grid = patch_scores(ctx, layer, 'class' if layer.class_row else 'mean')
             attention = scores.squeeze(2).softmax(-1)
-            wanted = self._seen(ctx, self._wanted(ctx, index, layer, grid)).to(attention)
-            distance = map_distance(attention, wanted, self._least_spread(ctx))
-            total = total + layer.depth * distance.mean(1)
+            wanted, least = self._seen(ctx, self._wanted(ctx, index, layer, grid).to(attention))
+            total = total + layer.depth * map_distance(attention, wanted, least).mean(1)
             weights += layer.depth
         return total / weights
 
@@ -80,22 +79,25 @@ class AttentionPrior(AttentionTerm):
         return self._maps[index]
 
     @staticmethod
-    def _seen(ctx: SynthesisContext, maps: Tensor) -> Tensor:
-        """The maps over the patches that the teacher saw, again of sum 1."""
+    def _seen(ctx: SynthesisContext, maps: Tensor) -> tuple[Tensor, Tensor | float]:
+        """The maps over the patches that the teacher saw, again of sum 1; and their least variance.
+
+        A hill may lie where the teacher saw nothing. What is left of its map is flat then, and
+        counts in units of the whole map's variance.
+        """
         kept = ctx.teacher_memory.kept
         if kept is None:
-            return maps
+            return maps, 1e-12
         seen = maps.gather(2, kept[:, None].expand(-1, maps.shape[1], -1))
-        return seen / seen.sum(-1, keepdim=True).clamp_min(1e-12)
-
-    @staticmethod
-    def _least_spread(ctx: SynthesisContext) -> float:
-        """A hill may lie where the teacher saw nothing: what is left of its map is flat then."""
-        kept = ctx.teacher_memory.kept
-        return 1e-12 if kept is None else 0.5 / kept.shape[1]
+        return seen / seen.sum(-1, keepdim=True).clamp_min(1e-12), map_spread(maps)
 
 
-def map_distance(attention: Tensor, wanted: Tensor, least: float = 1e-12) -> Tensor:
+def map_spread(maps: Tensor) -> Tensor:
+    """Variance of maps ``[..., N]`` of sum 1, times ``N``: ``[...]``."""
+    return (maps - 1 / maps.shape[-1]).square().sum(-1)
+
+
+def map_distance(attention: Tensor, wanted: Tensor, least: Tensor | float = 1e-12) -> Tensor:
     """Squared distance of two maps in units of the wanted one's variance.
 
     ``sum_j (a_j - g_j)^2 / sum_j (g_j - 1 / N)^2``: what is left of the wanted map's structure.
@@ -103,11 +105,10 @@ def map_distance(attention: Tensor, wanted: Tensor, least: float = 1e-12) -> Ten
     Args:
         attention (Tensor): ``[..., N]``, of sum 1.
         wanted (Tensor): ``[..., N]``, of sum 1; a constant.
-        least (float): Least sum that counts as the map's variance.
+        least (Tensor | float): Least :func:`map_spread` that counts.
 
     Returns:
         Tensor: ``[...]``; 1 where the attention is uniform.
     """
     attention, wanted = at_least_float32(attention), at_least_float32(wanted)
-    spread = (wanted - 1 / wanted.shape[-1]).square().sum(-1)
-    return (attention - wanted).square().sum(-1) / spread.clamp_min(least)
+    return (attention - wanted).square().sum(-1) / map_spread(wanted).clamp(min=least)
