@@ -16,12 +16,14 @@ from mmdfkd.adapters import Normalizer, Observation
 from mmdfkd.datasets.synthetic import check_size
 from mmdfkd.inheritance import InheritanceReport, inherit
 from mmdfkd.registry import MODELS, TASK_UTILS
-from mmdfkd.synthesis import SyntheticSource
+from mmdfkd.synthesis import SyntheticSource, inspect_teacher
 from mmdfkd.utils.arguments import accepted_arguments, check_arguments
 from mmdfkd.utils.checkpoint import read_checkpoint, unwrap_state_dict
+from mmdfkd.utils.convert import fit_names
 from mmdfkd.utils.data_audit import DataAudit
 from mmdfkd.utils.key_report import check_keys, load_strict
 
+from .balance import GradientBalance
 from .networks import build_network
 from .student import Student, evaluating
 from .student_spec import STARTS, student_config
@@ -56,6 +58,13 @@ class DataFreeDistiller(BaseModel):
             many synthetic images the statistics are taken on, 512) and ``renderer`` (of these
             images; by default they are the run's own, or procedural ones where the run's come from
             its dataset).
+        extra_teachers (Sequence[Mapping]): More teachers, each as ``teacher``, for heads that hear
+            several, such as ``mmdfkd.CoAdviseHead``; of the teacher's family and classes. They are
+            run only where a head at work asks for them. The source and the student's start know
+            the first teacher alone.
+        balance (Mapping, optional): Weighs the heads by their gradients: ``layer``, ``every`` and
+            ``momentum`` of :class:`~mmdfkd.distillers.balance.GradientBalance`; ``{}`` takes its
+            defaults. None leaves the weights as they are.
         data_free (bool): False allows a training dataset with real images, which the report then
             states. It is how the ceiling is measured. Defaults to True.
         image_size (int | Sequence[int]): Size of the blank image with which widths and gradients
@@ -75,6 +84,8 @@ class DataFreeDistiller(BaseModel):
         heads: Sequence[Mapping],
         source: Mapping,
         inheritance: Mapping | None = None,
+        extra_teachers: Sequence[Mapping] = (),
+        balance: Mapping | None = None,
         data_free: bool = True,
         image_size: int | Sequence[int] = 64,
         data_preprocessor: Mapping | None = None,
@@ -98,12 +109,21 @@ class DataFreeDistiller(BaseModel):
         self.inheritance_cfg = dict(method='slice', images=512, renderer=None)
         self.inheritance_cfg.update(inheritance or {})
         normalizer = Normalizer.from_config(cfg)
-        self.student = Student(net, normalizer, [MODELS.build(head) for head in heads])
+        if balance is not None:
+            check_arguments('model.balance', balance, ('layer', 'every', 'momentum'))
+            balance = GradientBalance(**balance)
+        self.extra_teachers = []
+        for i, extra in enumerate(extra_teachers):
+            check_arguments(f'model.extra_teachers[{i}]', extra, accepted_arguments(Teacher))
+            self.extra_teachers.append(Teacher(**extra))
+        heads = [MODELS.build(head) for head in heads]
+        self.student = Student(net, normalizer, heads, balance, self.extra_teachers)
         self._check_pair()
 
         # Before the optimiser is built: what is trained, and what is not.
         self.student.build_aligners(self.teacher.adapter, self.default_image_size)
         self.frozen = self.student.freeze_unused(self.teacher.adapter, self.default_image_size)
+        self.student.bind_balance(self.teacher.adapter, self.default_image_size)
         self.source: SyntheticSource = MODELS.build(source)
 
         # Set by DistillHook before the weights are initialised and before each step.
@@ -116,6 +136,8 @@ class DataFreeDistiller(BaseModel):
         self.inheritance_report: InheritanceReport | None = None
         # What the source took to prepare and refresh, in this process.
         self.synthesis_seconds = 0.0
+        # Whether the source had something to tell at the last step: it has made something.
+        self.refreshed = False
 
         self._register_state_dict_hook(_plain_student)
         self._register_load_state_dict_pre_hook(_read_plain_student, with_module=True)
@@ -132,24 +154,45 @@ class DataFreeDistiller(BaseModel):
                 f'The teacher has {teacher.num_classes} classes and the student '
                 f"{student.num_classes}: set num_classes of the student's head(s) to the teacher's."
             )
+        for i, extra in enumerate(self.extra_teachers):
+            other = extra.adapter
+            if (other.family, other.num_classes) != (teacher.family, teacher.num_classes):
+                raise ValueError(
+                    f'extra_teachers[{i}] is a {other.family} network of {other.num_classes} '
+                    f'classes, the teacher a {teacher.family} one of {teacher.num_classes}: all '
+                    'teachers must be of one family and know the same classes.'
+                )
+        wanted = self.student.needs.extra_teachers
+        if wanted > len(self.extra_teachers):
+            names = [type(h).__name__ for h in self.student.heads if h.needs.extra_teachers]
+            raise ValueError(
+                f'{", ".join(names)} needs {wanted} more teacher(s): give model.extra_teachers=['
+                'dict(config=..., checkpoint=...)].'
+            )
 
     # What is saved beside the plain student ---------------------------------------------------
 
     def distill_state(self) -> dict:
         """What is trained or collected beside the student, for the checkpoint."""
-        return dict(heads=self.student.heads.state_dict(), source=self.source.state_dict())
+        state = dict(heads=self.student.heads.state_dict(), source=self.source.state_dict())
+        if self.student.balance is not None:
+            state['balance'] = self.student.balance.state_dict()
+        return state
 
     def resume(self, state: Mapping) -> None:
         """Prepare the source and restore :meth:`distill_state`; the Runner restores the student."""
         self._prepare_source()
         self.student.heads.load_state_dict(state['heads'])
+        if self.student.balance is not None and 'balance' in state:
+            self.student.balance.load_state_dict(state['balance'])
         self.source.load_state_dict(state['source'])
 
     def _apply(self, fn, recurse=True):
         # .to(), .cuda(), .half() and .double() all come here; the teacher is no child and must
         # follow.
         super()._apply(fn, recurse)
-        self.teacher.net._apply(fn)
+        for teacher in (self.teacher, *self.extra_teachers):
+            teacher.net._apply(fn)
         return self
 
     # Start --------------------------------------------------------------------------------------
@@ -165,7 +208,13 @@ class DataFreeDistiller(BaseModel):
                 "DataFreeDistiller needs custom_hooks=[dict(type='mmdfkd.DistillHook'), ...]; take "
                 'configs/_base_/dfkd_runtime.py.'
             )
-        self.teacher.load()
+        for teacher in (self.teacher, *self.extra_teachers):
+            teacher.load()
+        print_log(
+            "What the teacher offers, and what sources with priors='auto' take:\n"
+            f'{inspect_teacher(self.teacher.adapter)}',
+            'current',
+        )
         self.student.adapter.normalizer.describe('Student')
         for head in self.student.heads:
             head.init_weights()
@@ -225,7 +274,8 @@ class DataFreeDistiller(BaseModel):
             net.init_weights()
         else:
             state = unwrap_state_dict(read_checkpoint(self.init))
-            load_strict(net, state, what=f'student {self.init}')
+            what = f'student {self.init}'
+            load_strict(net, fit_names(state, net.state_dict(), what), what=what)
         print_log(f"Student: starts '{self.init}'.", 'current')
 
     def _inheritance_images(self) -> Tensor:
@@ -270,6 +320,7 @@ class DataFreeDistiller(BaseModel):
         wrapper = optim_wrapper['student'] if several else optim_wrapper
         with self._synthesis():
             fresh = self.source.refresh(self.teacher.adapter, self.student.adapter, self.iteration)
+        self.refreshed = bool(fresh)
         items = [
             dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)
         ]
@@ -282,12 +333,28 @@ class DataFreeDistiller(BaseModel):
         # The teacher too: under mixed precision it is the larger part of a step.
         with wrapper.optim_context(self.student):
             needs = self.student.active_needs
-            observation = self.teacher.observe(images, needs.taps_teacher, needs.teacher_response)
+            observation = self.teacher.observe(
+                images,
+                needs.taps_teacher,
+                needs.teacher_response,
+                fresh=needs.fresh,
+                seed=self.seed,
+                # Of an ordinary dataset the place in the run.
+                serials=[
+                    item.get('g', self.iteration * len(items) + i) for i, item in enumerate(items)
+                ],
+            )
+            observation.others = tuple(
+                extra.observe(images, (), True)
+                for extra in self.extra_teachers[: needs.extra_teachers]
+            )
             losses = self.student(images, observation, targets)
             total, log = self.parse_losses(losses)
         self._check_finite(losses)
         wrapper.update_params(total)
         log.update({name: torch.as_tensor(value) for name, value in (fresh or {}).items()})
+        if self.student.balance is not None:
+            log.update(self.student.balance.log())
         return log
 
     def _check_finite(self, losses: Mapping[str, Tensor]) -> None:

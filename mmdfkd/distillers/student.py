@@ -1,11 +1,15 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mmdfkd.adapters import Adapter, Normalizer, Observation, Targets, build_adapter
 from mmdfkd.heads import DistillHead, Needs
+
+from .balance import GradientBalance
+from .teacher import Teacher
 
 
 @contextmanager
@@ -86,14 +90,23 @@ class Student(nn.Module):
         net (nn.Module): An ordinary mmdet or mmpretrain model.
         normalizer (Normalizer): From images in [0, 1] to its input.
         heads (Sequence[DistillHead]): Distill heads.
+        balance (GradientBalance, optional): Weighs the heads by their gradients.
+        extra_teachers (Sequence[Teacher]): Those beside the first; only traced here.
     """
 
     def __init__(
-        self, net: nn.Module, normalizer: Normalizer, heads: Sequence[DistillHead]
+        self,
+        net: nn.Module,
+        normalizer: Normalizer,
+        heads: Sequence[DistillHead],
+        balance: GradientBalance | None = None,
+        extra_teachers: Sequence[Teacher] = (),
     ) -> None:
         super().__init__()
         self.net = net
         self.heads = nn.ModuleList(heads)
+        self.balance = balance
+        self.extra_teachers = tuple(extra_teachers)
         self.adapter = build_adapter(net, normalizer)
 
     @property
@@ -142,12 +155,29 @@ class Student(nn.Module):
         needs = Needs.together(head.needs for head in heads)
         with evaluating(self), torch.enable_grad():
             image = blank(self.adapter, image_size)
-            observation = teacher.observe(image, needs.taps_teacher, needs.teacher_response)
+            observation = teacher.observe(
+                image, needs.taps_teacher, needs.teacher_response, fresh=needs.fresh, serials=[0]
+            )
+            observation.others = tuple(
+                extra.adapter.observe(image)
+                for extra in self.extra_teachers[: needs.extra_teachers]
+            )
             # A target class for heads that read one; they compare the student, not the target.
             targets = Targets(labels=torch.zeros(1, dtype=torch.long, device=image.device))
             total = sum(self._losses(image, observation, targets, heads).values())
             grads = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
         return {n: trained[n] for n, grad in zip(trained, grads, strict=True) if grad is None}
+
+    def bind_balance(self, teacher: Adapter, image_size: tuple[int, int]) -> None:
+        """Let the balance find weights that all heads reach; without one, nothing happens."""
+        if self.balance is None:
+            return
+        trained = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
+        reached = []
+        for head in self.heads:
+            lost = self.unreached(teacher, image_size, [head])
+            reached.append({n: p for n, p in trained.items() if n not in lost})
+        self.balance.bind(self.net, list(self.heads), reached)
 
     def freeze_unused(self, teacher: Adapter, image_size: tuple[int, int]) -> list[str]:
         """Freeze the parts of the network that no head's loss reaches.
@@ -180,7 +210,12 @@ class Student(nn.Module):
         Returns:
             dict[str, Tensor]: Scalars ``loss_*``.
         """
-        losses = self._losses(images, teacher, targets, [h for h in self.heads if h.active])
+        active = [(i, head) for i, head in enumerate(self.heads) if head.active]
+        places, heads = [i for i, _ in active], [head for _, head in active]
+        parts = self._head_losses(images, teacher, targets, heads)
+        if self.balance is not None:
+            parts = self.balance(parts, heads, places)
+        losses = _together(parts)
         if any(not head.active and not head.resting for head in self.heads):
             name = next(iter(losses), 'loss_idle')
             # One value of each parameter is enough for a gradient of its shape.
@@ -191,16 +226,34 @@ class Student(nn.Module):
     def _losses(
         self, images: Tensor, teacher: Observation, targets: Targets, heads: Sequence[DistillHead]
     ) -> dict[str, Tensor]:
+        return _together(self._head_losses(images, teacher, targets, heads))
+
+    def _head_losses(
+        self, images: Tensor, teacher: Observation, targets: Targets, heads: Sequence[DistillHead]
+    ) -> list[dict[str, Tensor]]:
         needs = Needs.together(head.needs for head in heads)
         memory = self.adapter.encode(images, needs.taps_student)
-        response = self.adapter.answer(memory, teacher.probe) if needs.response else None
-        mine = Observation(memory, teacher.probe, response)
-        losses: dict[str, Tensor] = {}
-        for head in heads:
-            for name, value in head(mine, teacher, targets, images).items():
-                if name in losses:
-                    raise KeyError(
-                        f"Two distill heads report '{name}'; give one of them another name."
-                    )
-                losses[name] = value
-        return losses
+        response = None
+        if needs.response or needs.own:
+            # Without the probe: at its own queries alone.
+            probe = teacher.probe if needs.response else None
+            response = self.adapter.answer(memory, probe)
+        mine = Observation(
+            memory, teacher.probe, response, own_loss=partial(self.adapter.own_loss, memory)
+        )
+        return [head(mine, teacher, targets, images) for head in heads]
+
+
+def _together(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Losses of several heads.
+
+    Raises:
+        KeyError: If two have one name.
+    """
+    losses: dict[str, Tensor] = {}
+    for part in parts:
+        for name, value in part.items():
+            if name in losses:
+                raise KeyError(f"Two distill heads report '{name}'; give one of them another name.")
+            losses[name] = value
+    return losses

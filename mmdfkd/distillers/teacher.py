@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mmdfkd.adapters import Normalizer, Observation, build_adapter
 from mmdfkd.utils.checkpoint import read_checkpoint, unwrap_state_dict
+from mmdfkd.utils.convert import fit_names
 from mmdfkd.utils.key_report import load_strict
 
 from .networks import build_network, load_config
@@ -20,7 +21,8 @@ class Teacher:
 
     Args:
         config (str | dict): Its whole config.
-        checkpoint (str): Its weights. Read only by :meth:`load`, so a test run needs no file.
+        checkpoint (str): Its weights; a plain ViT's may have the names of timm or Hugging Face.
+            Read only by :meth:`load`, so a test run needs no file.
         input_order (str): Channel order of the images its own pipeline loads: ``'rgb'``, ``'bgr'``,
             or ``'auto'`` to read it from the config. Defaults to ``'auto'``.
     """
@@ -46,14 +48,24 @@ class Teacher:
             CheckpointMismatchError: If the file holds other weights than the network needs.
         """
         state_dict = unwrap_state_dict(read_checkpoint(self.checkpoint))
-        load_strict(self.net, state_dict, what=f'teacher {self.checkpoint}')
+        what = f'teacher {self.checkpoint}'
+        state_dict = fit_names(state_dict, self.net.state_dict(), what)
+        load_strict(self.net, state_dict, what=what)
         self.net.eval().requires_grad_(False)
         self.loaded = True
         self.adapter.normalizer.describe('Teacher')
         print_log(f'Teacher: {len(state_dict)} tensors from {self.checkpoint}', 'current')
 
-    def observe(self, images: Tensor, taps: Sequence[str], respond: bool) -> Observation:
+    def observe(
+        self, images: Tensor, taps: Sequence[str], respond: bool, **settings
+    ) -> Observation:
         """What the teacher says about ``images`` ``[B, 3, H, W]``, without gradient.
+
+        Args:
+            images (Tensor): RGB in [0, 1].
+            taps (Sequence[str]): Modules whose outputs are wanted.
+            respond (bool): Whether to propose and answer, too.
+            **settings: ``fresh``, ``seed`` and ``serials`` of :meth:`Adapter.observe`.
 
         Raises:
             RuntimeError: If its weights were never loaded: nothing is learned from random weights.
@@ -62,7 +74,7 @@ class Teacher:
             raise RuntimeError(
                 "The teacher's weights are not loaded: Teacher.load() runs in init_weights()."
             )
-        return self.adapter.observe(images, taps, respond)
+        return self.adapter.observe(images, taps, respond, **settings)
 
     def __deepcopy__(self, memo: dict) -> 'Teacher':
         return self

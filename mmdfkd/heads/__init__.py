@@ -4,21 +4,22 @@ from .attention import AttentionHead
 from .base import DistillHead, Needs
 from .block import BlockHead
 from .channel_map import ChannelMapHead
+from .co_advise import CoAdviseHead
 from .cross_architecture import CrossArchitectureHead
 from .cwd import ChannelWiseHead
 from .distillation_token import DistillationTokenHead
-from .feature import FeatureHead
 from .encoder_memory import EncoderMemoryHead
+from .feature import FeatureHead
 from .generation import GenerationHead
 from .logit import LogitHead
 from .noise_adapted import NoiseAdaptedHead
 from .probe import ProbeHead
-from .pyramid import PyramidHead
 from .pseudo_label import NoDetectionsError, PseudoLabelHead
-from .relation import ManifoldHead, QKVRelationHead, RKDHead, SelfSimilarityHead
+from .pyramid import PyramidHead
 from .query_aligned import QueryAlignedHead
 from .query_hungarian import HungarianQueryHead
 from .query_prior import QueryPriorHead
+from .relation import ManifoldHead, QKVRelationHead, RKDHead, SelfSimilarityHead
 from .roi import RoIResponseHead
 from .rpn import RPNResponseHead
 from .simreg import SimRegHead
@@ -29,26 +30,27 @@ __all__ = [
     'BlockHead',
     'ChannelMapHead',
     'ChannelWiseHead',
+    'CoAdviseHead',
     'CrossArchitectureHead',
     'DistillHead',
     'DistillationTokenHead',
+    'EncoderMemoryHead',
     'FeatureHead',
     'GenerationHead',
-    'EncoderMemoryHead',
+    'HungarianQueryHead',
     'LogitHead',
     'ManifoldHead',
-    'HungarianQueryHead',
     'Needs',
+    'NoDetectionsError',
     'NoiseAdaptedHead',
     'ProbeHead',
-    'NoDetectionsError',
+    'PseudoLabelHead',
     'PyramidHead',
     'QKVRelationHead',
-    'PseudoLabelHead',
-    'RKDHead',
-    'RPNResponseHead',
     'QueryAlignedHead',
     'QueryPriorHead',
+    'RKDHead',
+    'RPNResponseHead',
     'RoIResponseHead',
     'SelfSimilarityHead',
     'SimRegHead',

@@ -62,7 +62,7 @@ def convert_vit(
     detectron2 (ViTDet: its backbone), mmdet's ViTDet and mmpretrain.
 
     Names do not hold everything: the target's config has to say the epsilon of the LayerNorms (timm
-    1e-6, Hugging Face 1e-12, mmpretrain's default 1e-5), the number of heads and ``out_type``.
+    1e-6 as mmpretrain by default, Hugging Face 1e-12), the number of heads and ``out_type``.
 
     Args:
         state_dict (Mapping[str, Tensor]): Plain weights, see
