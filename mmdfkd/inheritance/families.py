@@ -58,6 +58,18 @@ class Heir(ABC):
         """Compare both networks on ``images``."""
 
 
+def compare_answers(
+    teacher: Adapter, student: Adapter, images: Sequence[Tensor]
+) -> dict[str, float | list[float]]:
+    """How far two classifiers agree on batches of images: ``top1`` and ``kl`` in nats."""
+    pairs = [[a.answer(a.encode(b), None).logits for a in (teacher, student)] for b in images]
+    theirs, ours = (torch.cat(x).double() for x in zip(*pairs, strict=True))
+    kl = F.kl_div(
+        ours.log_softmax(-1), theirs.log_softmax(-1), reduction='batchmean', log_target=True
+    )
+    return dict(top1=float((ours.argmax(-1) == theirs.argmax(-1)).double().mean()), kl=float(kl))
+
+
 class ClassifierHeir(Heir):
     """mmpretrain's plain ViTs with a linear head."""
 
@@ -134,17 +146,7 @@ class ClassifierHeir(Heir):
         self, images: Sequence[Tensor], maps: PyramidMap | None
     ) -> dict[str, float | list[float]]:
         """Compare both networks on ``images``."""
-        pairs = [
-            [a.answer(a.encode(batch), None).logits for a in (self.teacher, self.student)]
-            for batch in images
-        ]
-        theirs, ours = (torch.cat(x).double() for x in zip(*pairs, strict=True))
-        kl = F.kl_div(
-            ours.log_softmax(-1), theirs.log_softmax(-1), reduction='batchmean', log_target=True
-        )
-        return dict(
-            top1=float((ours.argmax(-1) == theirs.argmax(-1)).double().mean()), kl=float(kl)
-        )
+        return compare_answers(self.teacher, self.student, images)
 
 
 class TwoStageHeir(Heir):
@@ -349,7 +351,10 @@ def build_heir(teacher: Adapter, student: Adapter) -> Heir:
             f'The teacher is a {teacher.family}, the student a {student.family}: they must be of '
             'one family.'
         )
-    heirs = {'classifier': ClassifierHeir, 'two-stage': TwoStageHeir}
+    # Here, as it builds on the classes above.
+    from .detr import DetrHeir
+
+    heirs = {'classifier': ClassifierHeir, 'two-stage': TwoStageHeir, 'DETR-like': DetrHeir}
     if teacher.family not in heirs:
         raise ValueError(
             f"Inheritance does not support the family '{teacher.family}'. Supported: "

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from mmdfkd.adapters import Adapter
+from mmdfkd.models import MiniViT
 
 from .families import build_heir
+from .multiplex import inherit_multiplexed
 from .report import InheritanceReport
 from .transformer import MAX_TOKENS, inherit_backbone
 
@@ -30,7 +32,8 @@ def inherit(
     ``'slice'`` rotates the stream of tokens, and the pyramid, to their leading directions on
     ``images``, keeps the heads, units and blocks that matter there, and refits every linear layer
     by least squares on the student's own inputs. ``'select'`` keeps evenly spread blocks, channels,
-    heads and units as they are. Where nothing is cut, both copy.
+    heads and units as they are. Where nothing is cut, both copy. A student with
+    :class:`mmdfkd.models.MiniViT` is started by its ``multiplex``, whatever the method.
 
     Args:
         teacher (Adapter): The trained network.
@@ -62,6 +65,8 @@ def inherit(
             "The student's data_preprocessor gives another input than the teacher's (mean, std "
             'or channel order): make them equal.'
         )
+    if isinstance(getattr(student.net, 'backbone', None), MiniViT):
+        return inherit_multiplexed(teacher, student, images)
     heir = build_heir(teacher, student)
     start = time.perf_counter()
     parameter = next(student.net.parameters())

@@ -1,3 +1,4 @@
+from .mini_vit import MiniViT
 from .vitdet import ViTDet
 
-__all__ = ['ViTDet']
+__all__ = ['MiniViT', 'ViTDet']
