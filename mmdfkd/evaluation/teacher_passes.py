@@ -13,8 +13,15 @@ from torch import nn
 
 from mmdfkd.synthesis import SyntheticSource
 from mmdfkd.synthesis.priors.parts import attention_layers, patch_size
+from mmdfkd.synthesis.sources.banked import _ASKED
 
 _WITH_GRADIENT = 2
+_ASK_STUDENT = (
+    'DivergencePrior',
+    'JensenShannonPrior',
+    'LogitDistancePrior',
+    'AttentionConsistencyPrior',
+)
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,8 @@ def _pooled(source, *_) -> TeacherPasses:
 
 
 def _refined(source, teacher, size) -> TeacherPasses:
-    # What is wanted, the steps, and the last image.
-    cost = source.batch * (1 + _WITH_GRADIENT * source.steps + 1)
+    # The steps, and the last image.
+    cost = source.batch * (_WITH_GRADIENT * source.steps + 1)
     first = ceil(source.start / source.every) * source.every
     own = TeacherPasses(rounds=((first, source.every, cost),))
     return own + teacher_passes(source.source, teacher, size)
@@ -105,30 +112,35 @@ def _refined(source, teacher, size) -> TeacherPasses:
 
 def _generated(source, *_) -> TeacherPasses:
     cost = _WITH_GRADIENT * source.batch * source.steps
-    return TeacherPasses(source.first * cost, ((source.start, source.every, cost),))
+    # Before the first step the teacher answers for the student.
+    twice = 2 if any(type(prior).__name__ in _ASK_STUDENT for prior in source.priors) else 1
+    return TeacherPasses(source.first * cost * twice, ((source.start, source.every, cost),))
 
 
 def _inverted(source, teacher, size) -> TeacherPasses:
     from mmdfkd.synthesis.sources.pixel_inversion import half_size
 
-    patch = patch_size(teacher)
+    patch, tokens = patch_size(teacher), _tokens(teacher, size)
     small = half_size(size, patch) if source.half else None
     halved = int(source.half * source.steps) if small else 0
     whole = source.steps - halved
-    share = 1.0
-    if small:
-        share = _tokens(teacher, small) / _tokens(teacher, size)
-    kept = 1.0
+    mean = last = 1.0
     if source.sparse is not None:
         patches = (size[0] // patch[0]) * (size[1] // patch[1])
-        prefix = _tokens(teacher, size) - patches
-        kept = source.sparse.mean_share(patches, whole)
-        kept = (prefix + kept * patches) / (prefix + patches)
-    # What is wanted; the steps; now and then the image itself, and how it ends.
-    one = share if halved else 1.0
-    one += _WITH_GRADIENT * (halved * share + whole * kept)
-    one += source.checks + 1 if source.yields == 1 else source.yields
-    cost = TeacherPasses(ceil(source.images / source.yields) * one)
+        mean = (tokens - patches * (1 - source.sparse.mean_share(patches, whole))) / tokens
+        kept = [patches, *source.sparse.events(patches, whole).values()][-1]
+        last = (tokens - patches + kept) / tokens
+    one = _WITH_GRADIENT * whole * mean
+    if halved:
+        one += _WITH_GRADIENT * halved * _tokens(teacher, small) / tokens
+    # Now and then the image itself; finished images are looked at once more.
+    one += source.yields + (source.checks * last if source.yields == 1 else 0)
+    count = ceil(source.images / source.yields)
+    cost = TeacherPasses(count * one)
+    if hasattr(source.augment, 'restrict'):
+        # Each as it is, in two mirrors, and turned.
+        looks = 4 if size[0] == size[1] else 3
+        cost += TeacherPasses(looks * min(count * source.yields, _ASKED))
     if source.every:
         cost += TeacherPasses(rounds=((source.every, source.every, source.batch * one),))
     if source.source is not None:

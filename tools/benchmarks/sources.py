@@ -19,7 +19,7 @@ students and for nothing else.
 quick: one seed, the rows of images that are named below, each from a random and from an inherited
 start (noise and the two generators: random alone).
 full: three seeds, a larger budget, further generators, the first paper with its own losses, and
-inversion with each prior alone; for long runs.
+inversion with each prior alone and on a part of the patches; for long runs.
 """
 
 import argparse
@@ -81,10 +81,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         preset='nayer', every=50, first=4, steps=20, bank=dict(capacity=4096), noisy=True
     ),
 }
-#: Inversion down the class and one more term, with the weights of the teacher's report.
-PRIORS: dict[str, dict[str, Any]] = {
-    'class alone': {},
-    'soft class': dict(type='mmdfkd.ClassPrior', weight=1.0, mode='soft'),
+_HARD = dict(type='mmdfkd.TargetPrior', weight=1.0)
+_TERMS: dict[str, dict[str, Any]] = {
     'total variation': dict(type='mmdfkd.TotalVariationPrior', weight=0.02),
     'patch boundary': dict(type='mmdfkd.PatchBoundaryPrior', weight=1.0),
     'patch similarity': dict(type='mmdfkd.PatchSimilarityPrior', weight=0.1),
@@ -95,7 +93,16 @@ PRIORS: dict[str, dict[str, Any]] = {
     'contrastive': dict(type='mmdfkd.ContrastivePrior', weight=0.8),
     'boundary preserving': dict(type='mmdfkd.BoundaryPreservingPrior', weight=1.0),
 }
-EXTRA_ROWS = (PAPER, *PRESETS, *(f'{INVERTED}, {name}' for name in PRIORS))
+#: Further rows of the full preset, and what they change in the inversion row: the class alone or
+#: with one more term, weighted as in the teacher's report; and the sparse modes.
+INVERSIONS: dict[str, dict[str, Any]] = {
+    'class alone': dict(priors=[_HARD]),
+    'soft class': dict(priors=[dict(type='mmdfkd.ClassPrior', weight=1.0, mode='soft')]),
+    **{name: dict(priors=[_HARD, term]) for name, term in _TERMS.items()},
+    'patch dropping': dict(sparse=dict(type='mmdfkd.PatchDropping')),
+    'patch rebirth': dict(sparse=dict(type='mmdfkd.PatchRebirth')),
+}
+EXTRA_ROWS = (PAPER, *PRESETS, *(f'{INVERTED}, {name}' for name in INVERSIONS))
 INITS = ('random', 'inherit')
 METRIC = 'accuracy'
 # Steps of the first schedule of every run's config, which stay; the second one takes the rest.
@@ -119,13 +126,17 @@ class BenchmarkSet:
     make: str = 'lay it out as an image folder (see {readme}) or name its folder with --data-root'
 
 
-_BUDGET = dict(quick=60_000, full=600_000)
+# So much that the quick preset takes less than an hour on two cores.
 SETS = {
-    'cifar10': BenchmarkSet('configs/cifar10', _BUDGET, 'configs/dfkt/cifar10_vit.py'),
-    'mnist': BenchmarkSet('configs/mnist', _BUDGET, 'configs/dfkt/mnist_vit.py'),
+    'cifar10': BenchmarkSet(
+        'configs/cifar10', dict(quick=48_000, full=480_000), 'configs/dfkt/cifar10_vit.py'
+    ),
+    'mnist': BenchmarkSet(
+        'configs/mnist', dict(quick=60_000, full=600_000), 'configs/dfkt/mnist_vit.py'
+    ),
     'digits': BenchmarkSet(
         'configs/digits_deit',
-        _BUDGET,
+        dict(quick=60_000, full=600_000),
         make='run tools/dataset_converters/digits_classification.py',
     ),
 }
@@ -184,12 +195,6 @@ def base_config(set_name: str, row: str) -> Path | None:
 
 def changes_of(set_name: str, row: str) -> dict[str, Any]:
     """What a further row changes in its base config's source; nothing for the others."""
-    if row.startswith(f'{INVERTED}, '):
-        extra = PRIORS[row.removeprefix(f'{INVERTED}, ')]
-        hard = dict(type='mmdfkd.TargetPrior', weight=1.0)
-        if extra.get('mode') == 'soft':
-            return dict(priors=[extra])
-        return dict(priors=[hard, extra] if extra else [hard])
     if row in PRESETS:
         changes = dict(PRESETS[row])
         if changes.pop('noisy', False):
@@ -197,7 +202,7 @@ def changes_of(set_name: str, row: str) -> dict[str, Any]:
             classes = len(cfg.train_dataloader.dataset.metainfo.classes)
             changes['generator'] = dict(noisy_layers=-(-cfg.model.source.batch // classes))
         return changes
-    return {}
+    return INVERSIONS[row.removeprefix(f'{INVERTED}, ')] if row.startswith(f'{INVERTED}, ') else {}
 
 
 def row_config(set_name: str, row: str, folder: Path) -> Path:

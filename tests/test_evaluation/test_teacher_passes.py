@@ -1,0 +1,100 @@
+"""What is worked out for a source is what it asks of its teacher."""
+
+import pytest
+import toy
+from mmengine.config import Config
+
+from mmdfkd.adapters import Normalizer, build_adapter
+from mmdfkd.evaluation.teacher_passes import TeacherPasses, teacher_passes
+from mmdfkd.registry import MODELS
+from mmdfkd.synthesis import SyntheticSource
+from mmdfkd.synthesis.pass_count import counted
+
+SIZE = (32, 32)
+POOLED = dict(
+    type='mmdfkd.PooledSource',
+    renderer=dict(type='mmdfkd.NoiseRenderer'),
+    pool_size=6,
+    num_workers=0,
+)
+INVERTED = dict(type='mmdfkd.PixelInversionSource', source=POOLED, images=4, steps=7, checks=3)
+TARGET = [dict(type='mmdfkd.TargetPrior')]
+GENERATOR = dict(type='mmdfkd.ConvGenerator', noise_dims=4, channels=(8, 8))
+SOURCES = dict(
+    pooled=POOLED,
+    uniform=dict(POOLED, balance=False),
+    refined=dict(
+        type='mmdfkd.RefinedSource', source=POOLED, every=3, start=2, batch=2, steps=2, share=0.5
+    ),
+    generated=dict(
+        type='mmdfkd.GeneratorSource', generator=GENERATOR, batch=3, every=2, steps=2, start=1
+    ),
+    preset=dict(
+        type='mmdfkd.PresetGeneratorSource',
+        preset='dfkt',
+        batch=2,
+        first=1,
+        generator=dict(channels=(8, 8, 8)),
+    ),
+    inverted=INVERTED,
+    without_half=dict(INVERTED, half=0.0, priors=TARGET),
+    repeated=dict(INVERTED, every=2, batch=2, priors=TARGET),
+    dropping=dict(
+        INVERTED, priors=TARGET, sparse=dict(type='mmdfkd.PatchDropping', at=(0.3,), share=0.5)
+    ),
+    rebirth=dict(
+        INVERTED, priors=TARGET, images=6, sparse=dict(type='mmdfkd.PatchRebirth', images=2)
+    ),
+    adversary=dict(
+        type='mmdfkd.GeneratorSource',
+        generator=GENERATOR,
+        batch=2,
+        first=2,
+        priors=[dict(type='mmdfkd.DivergencePrior')],
+    ),
+    mixture=dict(type='mmdfkd.MixtureSource', sources=[POOLED, dict(INVERTED, priors=TARGET)]),
+)
+
+
+@pytest.fixture(scope='module')
+def networks():
+    """A teacher and a student."""
+    model = toy.classifier_model()
+    normalizer = Normalizer.from_config(Config(toy.whole(model, 'mmpretrain')))
+    return [build_adapter(toy.build(model, seed, 'mmpretrain'), normalizer) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_passes_are_those_counted(networks, name, tmp_path):
+    teacher, student = networks
+    source = MODELS.build(SOURCES[name])
+    source.folder = tmp_path
+    expected = teacher_passes(source, teacher.net, SIZE)
+    steps = 5
+    with counted(teacher.net, SIZE) as count:
+        source.prepare(teacher, seed=1, image_size=SIZE, device='cpu')
+        source.fill(teacher)
+        before = count.work
+        for iteration in range(steps):
+            source.refresh(teacher, student, iteration)
+    assert before == pytest.approx(expected.before)
+    assert count.work == pytest.approx(expected.of(steps, 0))
+
+
+def test_most_steps_within_a_budget():
+    """Ten before, 4 a step, and rounds of 5 before steps 1, 4, 7, ..."""
+    passes = TeacherPasses(4, ((1, 3, 5),)) + TeacherPasses(6)
+    assert [passes.of(n, 4) for n in (0, 1, 2, 4, 5)] == [10, 14, 23, 31, 40]
+    assert passes.steps_within(39, 4) == 4
+    assert passes.steps_within(40, 4) == 5
+    with pytest.raises(ValueError, match='leaves no training step'):
+        passes.steps_within(13, 4)
+
+
+def test_an_unknown_source_is_named():
+    class Own(SyntheticSource):
+        def draw(self, items):
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match='passes of Own'):
+        teacher_passes(Own(), None, SIZE)
