@@ -7,12 +7,14 @@ from mmengine.config import ConfigDict
 
 _CLASSIFIER_BACKBONES = ('VisionTransformer', 'DistilledVisionTransformer')
 _CLASSIFIER_HEADS = ('VisionTransformerClsHead', 'DeiTClsHead', 'LinearClsHead')
+_DETRS = ('DETR', 'ConditionalDETR', 'DABDETR', 'DeformableDETR', 'DINO')
 _SUPPORTED = (
     'mmpretrain ImageClassifier with VisionTransformer or DistilledVisionTransformer and a '
     'linear head '
     f'({", ".join(_CLASSIFIER_HEADS)}); two-stage detectors (RPNHead, StandardRoIHead) with '
     'mmdfkd.ViTDet and '
-    'mmdfkd.SimpleFPN'
+    'mmdfkd.SimpleFPN; DETR-like detectors with mmdfkd.ViTDet and mmdfkd.SimpleFPN or a '
+    'ChannelMapper'
 )
 
 
@@ -195,6 +197,22 @@ def _shrink_detector(
         _shrink_roi_part(roi.get('mask_roi_extractor'), roi.mask_head, channels, head)
 
 
+def _shrink_detr(
+    model: ConfigDict, width: float, depth: float, mlp: float, head: float, decoder: float
+) -> None:
+    kind = _name(model.get('neck'))
+    if kind not in ('SimpleFPN', 'ChannelMapper'):
+        raise _unsupported(f'its neck is {kind}')
+    channels = _shrink_vitdet(model.backbone, width, depth, mlp)
+    if kind == 'ChannelMapper' and len(model.neck.in_channels) != 1:
+        raise _unsupported('its ChannelMapper reads several maps')
+    model.neck.in_channels = [channels] if kind == 'ChannelMapper' else channels
+    for part in (model.encoder, model.decoder):
+        part.num_layers = _cut(part.num_layers, decoder)
+        ffn = part.layer_cfg.ffn_cfg
+        ffn.feedforward_channels = _cut(ffn.get('feedforward_channels', 1024), head, 8)
+
+
 def shrink_config(
     teacher_cfg: Mapping,
     width: float = 0.75,
@@ -202,6 +220,7 @@ def shrink_config(
     mlp: float | None = None,
     neck: float | None = None,
     head: float | None = None,
+    decoder: float | None = None,
 ) -> ConfigDict:
     """Derive a student's model config from its teacher's.
 
@@ -216,8 +235,12 @@ def shrink_config(
         width (float): Share of the token channels and of the heads, in (0, 1]. Defaults to 0.75.
         depth (float): Share of the blocks. Defaults to 0.67.
         mlp (float, optional): Share of the MLPs' hidden units. Defaults to ``width``.
-        neck (float, optional): Share of the pyramid's channels. Defaults to ``width``.
-        head (float, optional): Share of the detection heads' hidden widths. Defaults to ``width``.
+        neck (float, optional): Share of the pyramid's channels. Defaults to ``width``; those of a
+            DETR stay, as the width of its encoder and decoder does.
+        head (float, optional): Share of the detection heads' hidden widths, of a DETR those of the
+            MLPs in encoder and decoder. Defaults to ``width``.
+        decoder (float, optional): Share of the layers of a DETR's encoder and decoder. Defaults to
+            ``depth``.
 
     Returns:
         ConfigDict: A ``model`` config, its ``data_preprocessor`` included where the teacher's
@@ -226,8 +249,11 @@ def shrink_config(
     Raises:
         ValueError: If a share is outside (0, 1] or the teacher's architecture is not supported.
     """
+    given = dict(neck=neck, decoder=decoder)
     mlp, neck, head = (width if share is None else share for share in (mlp, neck, head))
-    for name, share in dict(width=width, depth=depth, mlp=mlp, neck=neck, head=head).items():
+    decoder = depth if decoder is None else decoder
+    shares = dict(width=width, depth=depth, mlp=mlp, neck=neck, head=head, decoder=decoder)
+    for name, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise ValueError(
                 f'mmdfkd.Shrunk: {name}={share!r} must be a share of the teacher, above 0 and at '
@@ -244,6 +270,13 @@ def shrink_config(
             part['drop_path_rate'] = 0.0
     if _name(model) == 'ImageClassifier' and _name(model.backbone) in _CLASSIFIER_BACKBONES:
         _shrink_classifier(model, width, depth, mlp)
+    elif _name(model.backbone) == 'ViTDet' and _name(model) in _DETRS:
+        if given['neck'] not in (None, 1):
+            raise ValueError(
+                f'mmdfkd.Shrunk: neck={given["neck"]} for a {_name(model)}, whose neck is as wide '
+                'as its decoder, which stays: leave neck out.'
+            )
+        _shrink_detr(model, width, depth, mlp, head, decoder)
     elif _name(model.backbone) == 'ViTDet' and 'roi_head' in model:
         _shrink_detector(model, width, depth, mlp, neck, head)
     else:
