@@ -2,6 +2,13 @@
 
 from .renderers import NoiseRenderer, ProceduralRenderer
 from .samplers import GlobalIndexSampler
+from .seeded import SeededDataset
 from .synthetic import SyntheticDataset
 
-__all__ = ['GlobalIndexSampler', 'NoiseRenderer', 'ProceduralRenderer', 'SyntheticDataset']
+__all__ = [
+    'GlobalIndexSampler',
+    'NoiseRenderer',
+    'ProceduralRenderer',
+    'SeededDataset',
+    'SyntheticDataset',
+]

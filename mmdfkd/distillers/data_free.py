@@ -12,7 +12,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 
-from mmdfkd.adapters import Normalizer, Observation
+from mmdfkd.adapters import Memory, Normalizer, Observation, Response, Targets
 from mmdfkd.datasets.synthetic import check_size
 from mmdfkd.inheritance import InheritanceReport, inherit
 from mmdfkd.registry import MODELS, TASK_UTILS
@@ -125,6 +125,8 @@ class DataFreeDistiller(BaseModel):
         self.frozen = self.student.freeze_unused(self.teacher.adapter, self.default_image_size)
         self.student.bind_balance(self.teacher.adapter, self.default_image_size)
         self.source: SyntheticSource = MODELS.build(source)
+        if self.teacher.replayed:
+            self._check_replay()
 
         # Set by DistillHook before the weights are initialised and before each step.
         self.seed: int | None = None
@@ -170,6 +172,35 @@ class DataFreeDistiller(BaseModel):
                 'dict(config=..., checkpoint=...)].'
             )
 
+    def _check_replay(self) -> None:
+        """Stored answers stand for the teacher: nothing else of it may be asked for."""
+        if self.init == 'inherit':
+            raise ValueError(
+                'A teacher with stored labels has no weights to inherit: set model.student.init to '
+                "'random', 'config' or a checkpoint."
+            )
+        if type(self.source).refresh is not SyntheticSource.refresh:
+            raise ValueError(
+                f'{type(self.source).__name__} makes images with the teacher, which is not run '
+                'where its labels are stored.'
+            )
+        image = torch.zeros(1, 3, *self.default_image_size)
+        image = image.to(next(self.student.parameters()).device)
+        adapter = self.student.adapter
+        memory = adapter.encode(image, self.student.needs.taps_student)
+        mine = Observation(memory, response=adapter.answer(memory, None))
+        stored = Response(logits=mine.response.logits.detach())
+        theirs = Observation(Memory((), memory.image_size), response=stored)
+        targets = Targets(labels=torch.zeros(1, dtype=torch.long, device=image.device))
+        for head in self.student.heads:
+            try:
+                head(mine, theirs, targets, image)
+            except (IndexError, KeyError, AttributeError) as error:
+                raise ValueError(
+                    f'{type(head).__name__} reads more of the teacher than its class '
+                    'probabilities, which is all that is stored.'
+                ) from error
+
     # What is saved beside the plain student ---------------------------------------------------
 
     def distill_state(self) -> dict:
@@ -210,11 +241,17 @@ class DataFreeDistiller(BaseModel):
             )
         for teacher in (self.teacher, *self.extra_teachers):
             teacher.load()
-        print_log(
-            "What the teacher offers, and what sources with priors='auto' take:\n"
-            f'{inspect_teacher(self.teacher.adapter)}',
-            'current',
-        )
+        if self.teacher.stored is None:
+            print_log(
+                "What the teacher offers, and what sources with priors='auto' take:\n"
+                f'{inspect_teacher(self.teacher.adapter)}',
+                'current',
+            )
+        elif self.teacher.stored.seed != self.seed:
+            raise ValueError(
+                f'The labels in {self.teacher.checkpoint} were stored for the seed '
+                f"{self.teacher.stored.seed}, the run's is {self.seed}: its samples are others."
+            )
         self.student.adapter.normalizer.describe('Student')
         for head in self.student.heads:
             head.init_weights()
@@ -228,6 +265,10 @@ class DataFreeDistiller(BaseModel):
             self._prepare_source()
             with self._synthesis():
                 self.source.fill(self.teacher.adapter)
+            if self.teacher.stored is not None:
+                # Nothing to inherit, and no features to fit.
+                self._start_student(None)
+                return
             images = self._inheritance_images()
             self._start_student(images)
             self._fit_aligners(images[:_FIT_IMAGES])
@@ -258,7 +299,7 @@ class DataFreeDistiller(BaseModel):
             for head in self.student.heads:
                 head.fit_aligners(mine, theirs)
 
-    def _start_student(self, images: Tensor) -> None:
+    def _start_student(self, images: Tensor | None) -> None:
         net = self.student.net
         if self.init == 'inherit':
             self.inheritance_report = inherit(

@@ -10,6 +10,7 @@ from mmdfkd.utils.convert import fit_names
 from mmdfkd.utils.key_report import load_strict
 
 from .networks import build_network, load_config
+from .stored_labels import StoredLabels
 
 
 class Teacher:
@@ -21,15 +22,32 @@ class Teacher:
 
     Args:
         config (str | dict): Its whole config.
-        checkpoint (str): Its weights; a plain ViT's may have the names of timm or Hugging Face.
-            Read only by :meth:`load`, so a test run needs no file.
+        checkpoint (str, optional): Its weights; a plain ViT's may have the names of timm or Hugging
+            Face. Read only by :meth:`load`, so a test run needs no file.
         input_order (str): Channel order of the images its own pipeline loads: ``'rgb'``, ``'bgr'``,
             or ``'auto'`` to read it from the config. Defaults to ``'auto'``.
+        labels (str, optional): Stored answers, in the place of a checkpoint: what
+            ``tools/store_labels.py`` wrote. The network is never run then.
+
+    Raises:
+        ValueError: If neither a checkpoint nor labels are given, or both.
     """
 
-    def __init__(self, config: str | dict, checkpoint: str, input_order: str = 'auto') -> None:
+    def __init__(
+        self,
+        config: str | dict,
+        checkpoint: str | None = None,
+        input_order: str = 'auto',
+        labels: str | None = None,
+    ) -> None:
+        if (checkpoint is None) == (labels is None):
+            raise ValueError(
+                'A teacher has either a checkpoint, its weights, or labels, its stored answers.'
+            )
         self.cfg: Config = load_config(config)
-        self.checkpoint = checkpoint
+        self.checkpoint = checkpoint if labels is None else labels
+        self.replayed = labels is not None
+        self.stored: StoredLabels | None = None
         net = build_network(self.cfg)
         net.eval().requires_grad_(False)
         self.adapter = build_adapter(net, Normalizer.from_config(self.cfg, input_order))
@@ -46,7 +64,17 @@ class Teacher:
         Raises:
             FileNotFoundError: If there is no such file.
             CheckpointMismatchError: If the file holds other weights than the network needs.
+            ValueError: If stored labels are of other classes.
         """
+        if self.replayed:
+            self.stored = StoredLabels.read(self.checkpoint)
+            if self.stored.num_classes != self.adapter.num_classes:
+                raise ValueError(
+                    f'The labels in {self.checkpoint} are of {self.stored.num_classes} classes, '
+                    f'the teacher has {self.adapter.num_classes}.'
+                )
+            print_log(f'Teacher: {len(self.stored)} stored labels, not run itself', 'current')
+            return
         state_dict = unwrap_state_dict(read_checkpoint(self.checkpoint))
         what = f'teacher {self.checkpoint}'
         state_dict = fit_names(state_dict, self.net.state_dict(), what)
@@ -70,6 +98,8 @@ class Teacher:
         Raises:
             RuntimeError: If its weights were never loaded: nothing is learned from random weights.
         """
+        if self.stored is not None:
+            return self.stored.observe(images, settings['serials'])
         if not self.loaded:
             raise RuntimeError(
                 "The teacher's weights are not loaded: Teacher.load() runs in init_weights()."

@@ -1,0 +1,166 @@
+"""Labels are stored once and replayed without the teacher, to the same student."""
+
+import copy
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy
+from mmengine.registry import DATASETS
+from torch.utils.data import Dataset
+
+from mmdfkd.datasets import SeededDataset
+from mmdfkd.distillers.stored_labels import StoredLabels
+from mmdfkd.losses import sparse_label_ce
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES, TOP, STEPS, BATCH = 5, 3, 3, 4
+
+
+def config(folder, name, teacher, **head):
+    """A classifier's run on procedural images, its steps in the place of ``toy``'s detector's."""
+    cfg = toy.run_config(folder)
+    model = toy.classifier_model(classes=CLASSES)
+    cfg.update(default_scope='mmpretrain', work_dir=str(folder / name))
+    cfg['model'].update(
+        teacher=dict(config=toy.whole(model, 'mmpretrain'), **teacher),
+        student=dict(config=toy.whole(model, 'mmpretrain'), init='random'),
+        heads=[dict(type='mmdfkd.LogitHead', loss=dict(type='top_k', k=TOP), **head)],
+        image_size=32,
+    )
+    # Adam takes the sign of gradients that are nearly zero, so that roundings would show.
+    cfg['optim_wrapper']['optimizer'] = dict(type='SGD', lr=0.1)
+    cfg['train_dataloader'].update(batch_size=BATCH)
+    cfg['train_dataloader']['dataset'].update(image_size=32, metainfo=None)
+    cfg['train_cfg'] = dict(type='IterBasedTrainLoop', max_iters=STEPS)
+    for split in ('val', 'test'):
+        for part in ('dataloader', 'cfg', 'evaluator'):
+            cfg.pop(f'{split}_{part}')
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Labels written by the tool, which is given the config of an ordinary run."""
+    folder = tmp_path_factory.mktemp('stored')
+    net = toy.build(toy.classifier_model(classes=CLASSES), seed=3, scope='mmpretrain')
+    torch.save(net.state_dict(), folder / 'classifier.pth')
+    cfg = config(folder, 'live', dict(checkpoint=str(folder / 'classifier.pth')))
+    path = toy.write_config(cfg, folder / 'live.py')
+    tool = runpy.run_path(str(ROOT / 'tools' / 'store_labels.py'))
+    tool['main']([str(path), str(folder / 'labels.pth'), '--top-k', str(TOP)])
+    return folder
+
+
+def trained(cfg):
+    toy.runner_of(cfg).train()
+    path = Path(cfg['work_dir']) / 'student.pth'
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def test_what_is_stored(folder):
+    content = torch.load(folder / 'labels.pth', weights_only=True)
+    tensors = content['state_dict']
+    assert tensors['classes'].shape == tensors['probabilities'].shape == (STEPS * BATCH, TOP)
+    assert tensors['classes'].dtype == torch.int16
+    assert tensors['probabilities'].dtype == torch.float16
+    assert content['meta'] == dict(stored_labels=1, seed=3, num_classes=CLASSES)
+
+
+def test_replaying_gives_the_same_student(folder):
+    """But for the halves in which probabilities are kept."""
+    live = trained(config(folder, 'live', dict(checkpoint=str(folder / 'classifier.pth'))))
+    (folder / 'classifier.pth').rename(folder / 'gone.pth')
+    try:
+        replayed = trained(config(folder, 'replay', dict(labels=str(folder / 'labels.pth'))))
+    finally:
+        (folder / 'gone.pth').rename(folder / 'classifier.pth')
+    start = torch.load(folder / 'live' / 'student_start.pth', weights_only=True)['state_dict']
+    moved = max(float((live[k] - v).abs().max()) for k, v in start.items())
+    apart = max(float((live[k] - v).abs().max()) for k, v in replayed.items())
+    assert moved > 1e-4 and apart < 0.02 * moved
+    wrong = config(folder, 'wrong', dict(labels=str(folder / 'labels.pth')))
+    with pytest.raises(ValueError, match='stored for the seed 3'):
+        toy.runner_of(dict(wrong, randomness=dict(seed=4))).train()
+
+
+def test_the_logits_stand_for_the_stored_distribution(tmp_path):
+    torch.manual_seed(0)
+    images, logits = torch.rand(4, 3, 8, 8), torch.randn(4, 6) * 3
+    labels = StoredLabels(seed=1, num_classes=6)
+    labels.add(images[:2], logits[:2], 2)
+    labels.add(images[2:], logits[2:], 2)
+    labels.save(tmp_path / 'labels.pth')
+    stored = StoredLabels.read(tmp_path / 'labels.pth')
+    assert len(stored) == 4
+    seen = stored.observe(images[[2, 0]], [2, 0]).response.logits
+    for row, g in enumerate((2, 0)):
+        p = logits[g].double().softmax(-1)
+        kept = p.topk(2)
+        expected = torch.full((6,), float((1 - kept.values.sum()) / 4), dtype=torch.double)
+        expected[kept.indices] = kept.values
+        torch.testing.assert_close(seen[row].double().exp(), expected, rtol=2e-3, atol=1e-4)
+    student = torch.randn(2, 6)
+    by_hand = -(seen.exp() * student.log_softmax(-1)).sum(-1).mean()
+    from mmdfkd.losses import top_k_labels
+
+    torch.testing.assert_close(sparse_label_ce(student, top_k_labels(seen, 2)), by_hand)
+    with pytest.raises(ValueError, match='Sample 1 is another image'):
+        stored.observe(images[[2]], [1])
+    with pytest.raises(ValueError, match='wants sample 4'):
+        stored.observe(images[[2]], [4])
+    torch.save(dict(state_dict=dict(weight=images)), tmp_path / 'net.pth')
+    with pytest.raises(ValueError, match='no stored labels'):
+        StoredLabels.read(tmp_path / 'net.pth')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(student=dict(init='inherit')), 'no weights to inherit'),
+        (dict(heads=[dict(type='mmdfkd.FeatureHead')]), 'FeatureHead reads more of the teacher'),
+        (dict(teacher=dict(checkpoint='x.pth')), 'either a checkpoint'),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused(folder, change, message):
+    cfg = config(folder, 'refused', dict(labels=str(folder / 'labels.pth')))
+    model = copy.deepcopy(cfg['model'])
+    for key, value in change.items():
+        model[key] = {**model[key], **value} if isinstance(value, dict) else value
+    with pytest.raises(ValueError, match=message):
+        toy.runner_of(dict(cfg, model=model))
+
+
+@DATASETS.register_module()
+class NoisyCounts(Dataset):
+    """Sample ``i`` is ``i`` and what every global generator says."""
+
+    metainfo = dict(classes=('a',))
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        import random
+
+        return dict(i=i, noise=(random.random(), np.random.rand(), float(torch.rand(()))))
+
+
+def test_a_seeded_dataset_is_a_function_of_seed_and_index():
+    data = SeededDataset(dict(type='NoisyCounts'), seed=2)
+    torch.manual_seed(7)
+    first = [data[g] for g in range(15)]
+    after = float(torch.rand(()))
+    torch.manual_seed(7)
+    assert float(torch.rand(())) == after
+    again = SeededDataset(dict(type='NoisyCounts'), seed=2)
+    assert [again[g] for g in (13, 4, 9)] == [first[g] for g in (13, 4, 9)]
+    # Each pass has all samples, in an order of its own, augmented anew.
+    passes = [[item['i'] for item in first[k : k + 5]] for k in (0, 5, 10)]
+    assert all(sorted(one) == list(range(5)) for one in passes) and len(set(map(tuple, passes))) > 1
+    assert len({item['noise'] for item in first}) == 15
+    assert first[0]['g'] == 0 and len(data) == 5 and data.metainfo['classes'] == ('a',)
+    other = SeededDataset(dict(type='NoisyCounts'), seed=3)
+    assert [other[g] for g in range(5)] != first[:5]
