@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdfkd.adapters.base import Adapter
 from mmdfkd.adapters.observation import Targets
 from mmdfkd.registry import MODELS, TASK_UTILS
 
+from ..automatic import build_priors
 from ..descent import OptimizerDescent, SmoothDescent
 from ..frozen import frozen
 from ..inversion_run import InversionRun
@@ -59,8 +60,8 @@ class PixelInversionSource(InvertingSource):
     Args:
         source (Mapping | None): Config of the source of the start images, and of the draws that do
             not come from the bank. Without one, inversions start from noise and ``share`` is 1.
-        priors (Sequence[Mapping]): Configs of the terms of the objective; those that do not suit
-            the teacher are left out.
+        priors (Sequence[Mapping] | str): Configs of the terms of the objective; those that do not
+            suit the teacher are left out. ``'auto'`` takes the defaults of the teacher's report.
         images (int): Images made before the first step.
         every (int): Training steps between two further batches; 0 for none.
         batch (int): Images, or trajectories with ``mmdfkd.PatchRebirth``, optimised at once.
@@ -95,7 +96,7 @@ class PixelInversionSource(InvertingSource):
     def __init__(
         self,
         source: Mapping | None = None,
-        priors: Sequence[Mapping] = (
+        priors: Sequence[Mapping] | str = (
             dict(type='mmdfkd.TargetPrior', weight=1.0),
             dict(type='mmdfkd.TotalVariationPrior', weight=0.02),
             dict(type='mmdfkd.BatchNormPrior', weight=1.0),
@@ -147,7 +148,7 @@ class PixelInversionSource(InvertingSource):
             )
         if optimizer is not None and 'lr' not in optimizer:
             raise ValueError(f'{name}: optimizer needs its lr, got {dict(optimizer)}.')
-        self.priors = nn.ModuleList(MODELS.build(prior) for prior in priors)
+        self.priors = build_priors(priors, name)
         self.steps = steps
         self.lr = lr
         self.scales = tuple(scales)
