@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmdfkd.distillers import DataFreeDistiller
 from mmdfkd.registry import DATASETS, MODELS
-from mmdfkd.synthesis import SyntheticSource, frozen
+from mmdfkd.synthesis import MixtureSource, SyntheticSource, frozen
 from mmdfkd.utils.checkpoint import read_checkpoint
 from mmdfkd.utils.key_report import load_strict
 from mmdfkd.utils.run_files import project_commit
@@ -79,8 +79,13 @@ class Synthesis:
         distiller.seed = seed
         distiller.image_size = DistillHook._image_size(distiller, dataset)
         distiller.folder = folder
+        # A mixture does nothing by itself.
         sources = [m for m in distiller.source.modules() if isinstance(m, SyntheticSource)]
-        learns = any(type(one).refresh is not SyntheticSource.refresh for one in sources)
+        learns = any(
+            type(one).refresh is not SyntheticSource.refresh
+            for one in sources
+            if not isinstance(one, MixtureSource)
+        )
         size = batch or cfg.train_dataloader.batch_size
         return cls(distiller, dataset, int(seed), int(size), learns)
 

@@ -70,5 +70,8 @@ def synthetic_grid(
         pixels = image.permute(1, 2, 0).contiguous().numpy()
         panels.append(panel(pixels, one, names, side))
         if maps is not None:
-            panels.append(attention_overlay(pixels, maps[index], side))
+            overlay = attention_overlay(pixels, maps[index], side)
+            # As high as its neighbour, which may have a caption.
+            below = len(panels[-1]) - len(overlay)
+            panels.append(np.pad(overlay, ((0, below), (0, 0), (0, 0)), constant_values=255))
     return tile(panels, columns)

@@ -17,7 +17,7 @@ from mmdfkd.registry import HOOKS
 from mmdfkd.utils.arguments import accepted_arguments, check_arguments
 
 from .distill import distiller_of
-from .newest import generators_kept, newest_images
+from .newest import check_teacher_runs, generators_kept, newest_images
 
 #: Under this name the figures are in the message hub, in ``run.json`` and in the report.
 QUALITY = 'image_quality'
@@ -110,12 +110,17 @@ class SyntheticQualityHook(Hook):
         """Build the verifier, before anything costs time.
 
         Raises:
-            ValueError: If it has other classes than the teacher.
+            ValueError: If it has other classes than the teacher, or the teacher does not run.
         """
-        if self.verifier_cfg is None or not isinstance(runner._train_loop, BaseLoop):
+        if not isinstance(runner._train_loop, BaseLoop):
+            return  # testing
+        check_teacher_runs(runner, 'SyntheticQualityHook')
+        if self.verifier_cfg is None:
             return
         teacher = distiller_of(runner).teacher.adapter
-        self.verifier = Teacher(**self.verifier_cfg)
+        # Building it draws its random weights; the student's start is not to depend on that.
+        with generators_kept():
+            self.verifier = Teacher(**self.verifier_cfg)
         own = self.verifier.adapter
         if own.num_classes != teacher.num_classes or own.detects != teacher.detects:
             raise ValueError(
@@ -136,8 +141,7 @@ class SyntheticQualityHook(Hook):
         """Look, if it is time."""
         due = runner.iter == 0
         if self.interval == 'refresh':
-            # A source that has made something has something to log.
-            due |= any(not name.startswith('loss') for name in outputs or ())
+            due |= distiller_of(runner).refreshed
         else:
             due |= (runner.iter + 1) % self.interval == 0
         if due:

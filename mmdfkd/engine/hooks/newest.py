@@ -12,6 +12,19 @@ from torch import Tensor
 from .distill import distiller_of
 
 
+def check_teacher_runs(runner, who: str) -> None:
+    """A hook that asks the teacher needs one that answers.
+
+    Raises:
+        ValueError: Where stored labels stand for the teacher.
+    """
+    if getattr(distiller_of(runner).teacher, 'replayed', False):
+        raise ValueError(
+            f'{who} asks the teacher about images, and this run has its stored labels only: leave '
+            'the hook out, or give the teacher a checkpoint.'
+        )
+
+
 @contextmanager
 def generators_kept() -> Iterator[None]:
     """Leave every global generator as it was, whatever draws from it meanwhile."""

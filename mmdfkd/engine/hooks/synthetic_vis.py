@@ -2,6 +2,7 @@ from pathlib import Path
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
+from mmengine.runner.base_loop import BaseLoop
 
 from mmdfkd.registry import HOOKS
 from mmdfkd.utils.run_files import PICTURES
@@ -9,7 +10,7 @@ from mmdfkd.visualization import save_image, synthetic_grid
 
 from .distill import distiller_of
 from .export import class_names
-from .newest import generators_kept, newest_images
+from .newest import check_teacher_runs, generators_kept, newest_images
 
 
 @HOOKS.register_module()
@@ -40,6 +41,11 @@ class SyntheticVisHook(Hook):
         self.interval = interval
         self.images = images
         self.attention = attention
+
+    def before_run(self, runner) -> None:
+        """Check that there is a teacher to ask."""
+        if isinstance(runner._train_loop, BaseLoop):
+            check_teacher_runs(runner, 'SyntheticVisHook')
 
     @master_only
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:

@@ -11,18 +11,20 @@ from mmdfkd.registry import MODELS
 
 from .base import SyntheticSource
 from .dataset import DatasetSource
+from .retreat import RetreatingSource
 
 
 @MODELS.register_module()
-class MixtureSource(SyntheticSource):
+class MixtureSource(RetreatingSource):
     """Every sample from one of several sources, in shares that may change over the run.
 
     Which source a sample comes from is a function of ``(seed, g)`` and of the training step, so a
     resumed run mixes as an uninterrupted one. Every part keeps its own state, its own folder and,
     from the second on, its own seed: two parts of one config make different images.
 
-    A part is refreshed while it has, or will have, a share. Targets come with the images where all
-    images of a batch have them.
+    A part is refreshed while it has, or will have, a share. After a collapse the parts that make
+    images in their refreshes have half their share, and the others the rest. Targets come with the
+    images where all images of a batch have them.
 
     Args:
         sources (Sequence[Mapping]): Configs of the sources.
@@ -110,7 +112,31 @@ class MixtureSource(SyntheticSource):
 
     def shares_at(self, step: int) -> np.ndarray:
         """The share of each part after ``step`` training steps, ``[sources]``, adding up to 1."""
-        return np.array([np.interp(step, self.steps, part) for part in self.shares.T])
+        shares = np.array([np.interp(step, self.steps, part) for part in self.shares.T])
+        learns, retreats = self._learns(), int(self.retreats)
+        rest = shares[~learns].sum()
+        if not retreats or not 0 < rest < 1:
+            return shares
+        kept = (1 - rest) * 0.5**retreats
+        return shares * np.where(learns, kept / (1 - rest), (1 - kept) / rest)
+
+    def _learns(self) -> np.ndarray:
+        """Which parts make images in their refreshes, and can collapse."""
+        own = SyntheticSource.refresh
+        return np.array([type(source).refresh is not own for source in self.sources])
+
+    def on_collapse(self, reasons: Sequence[str]) -> str | None:
+        """Halve the share of the parts that learn; where there are no others, ask each of them."""
+        learns, before = self._learns(), self.shares_at(self._step)
+        if 0 < before[learns].sum() < 1:
+            self.retreats += 1
+            after = self.shares_at(self._step)
+            return (
+                f'MixtureSource draws a share of {after[learns].sum():g} from the sources that '
+                f'learn, not {before[learns].sum():g}'
+            )
+        found = [source.on_collapse(reasons) for source in self.sources]
+        return '; '.join(done for done in found if done) or None
 
     def which(self, g: int) -> int:
         """The part that sample ``g`` comes from at the present step."""

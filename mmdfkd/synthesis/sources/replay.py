@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -196,6 +196,10 @@ class ReplaySource(BankedSource):
         values = values.float().clamp_min(0)
         self.bank.set_disagreement(ids, values)
         return float(values.mean())
+
+    def on_collapse(self, reasons: Sequence[str]) -> str | None:
+        """What the inner source does: the bank keeps what was made before."""
+        return self.source.on_collapse(reasons)
 
     def draw(self, items: list[dict]) -> tuple[Tensor, Targets]:
         """``share`` of the images from the bank, the others fresh from the inner source."""
