@@ -287,16 +287,17 @@ class TestSource:
             write(tmp_path / 'mine' / f'{i}.png', image)
         (tmp_path / 'mine' / 'text.jpg').write_text('no image')
         (tmp_path / 'mine' / 'empty.png').write_bytes(b'')
+        (tmp_path / 'mine' / 'gone.png').symlink_to(tmp_path / 'nowhere.png')
         audit = DataAudit.install()
         source = prepared(tmp_path / 'mine', teacher, folder=tmp_path / 'run')
         assert len(source.names) == 3
         assert audit.images_read == 4, 'every file is opened once, the empty one not at all'
-        assert '2 of 5 files cannot be read' in told[0]
+        assert '3 of 6 files cannot be read' in told[0] and 'gone.png (FileNotFound' in told[0]
         assert 'text.jpg (' in told[0] and 'empty.png (it is empty)' in told[0]
-        assert '3 of 5 images' in told[1] and '2 unreadable' in told[1]
+        assert '3 of 6 images' in told[1] and '3 unreadable' in told[1]
         choice = json.loads((tmp_path / 'run' / CHOICE).read_text())
-        assert choice['counts']['unreadable'] == 2 and choice['counts']['chosen'] == 3
-        assert [name for name, _ in choice['unreadable']] == ['empty.png', 'text.jpg']
+        assert choice['counts']['unreadable'] == 3 and choice['counts']['chosen'] == 3
+        assert [name for name, _ in choice['unreadable']] == ['empty.png', 'gone.png', 'text.jpg']
         # A resumed run reads the chosen ones only.
         audit.images_read = 0
         again = prepared(tmp_path / 'mine', teacher, folder=tmp_path / 'run')

@@ -121,7 +121,7 @@ class FolderSource(SyntheticSource):
         settings = dict(self.filter.settings, size=self.image_size, format=_FORMAT)
         digest.update(json.dumps(settings, sort_keys=True).encode())
         for name in files:
-            digest.update(f'{name}\0{(self.root / name).stat().st_size}\n'.encode())
+            digest.update(f'{name}\0{_size(self.root / name)}\n'.encode())
         for name, value in teacher.net.state_dict().items():
             digest.update(name.encode())
             raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -306,3 +306,11 @@ class FolderSource(SyntheticSource):
 def _planes(image: np.ndarray) -> Tensor:
     """``[3, H, W]`` of ``[H, W, 3]``."""
     return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, -1 where there is none behind the name."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
