@@ -4,8 +4,8 @@
     python tools/benchmarks/source_cost.py --set deit-128px vitdet
 
 A source makes one batch, of start images that are there already; before it another one to warm up
-where it takes a single step. A row is one line of docs/results/source_cost.jsonl, written at once; a row whose line is
-there is not repeated.
+where it takes a single step. A row is one line of docs/results/source_cost.jsonl, written at once;
+a row whose line is there is not repeated.
 
 - ``images_per_second``: of one core on a CPU (by the seconds that the process computed, so that
   other processes count little), by the clock on a GPU;
@@ -312,8 +312,8 @@ def steps_of(teacher: Adapter, images: Tensor) -> dict[str, Callable[[], None]]:
     def step() -> None:
         pixels = images.clone().requires_grad_()
         loss = teacher.target_loss(teacher.encode(pixels), targets).sum()
-        torch.autograd.grad(loss, [pixels, *(p for p in net.parameters() if p.requires_grad)],
-                            allow_unused=True)  # fmt: skip
+        wanted = [pixels, *(p for p in net.parameters() if p.requires_grad)]
+        torch.autograd.grad(loss, wanted, allow_unused=True)
 
     def frozen_step() -> None:
         with frozen(net):
@@ -371,7 +371,8 @@ def in_a_child(work: Callable[[], Any], threads: int) -> Any:
         torch.set_num_threads(threads)
         try:
             there.send((True, work()))
-        except Exception as error:  # noqa: BLE001  (whatever it is, the parent has to know)
+        except Exception as error:
+            # Whatever it is, the parent has to know.
             there.send((False, f'{type(error).__name__}: {error}'))
 
     process = context.Process(target=run)
