@@ -32,6 +32,8 @@ class WeightWatchHook(Hook):
 
 
 def run(folder, hook, name, **changes):
+    # Balanced by gradients, too, whose averages a resumed run has to go on with.
+    changes['model_balance'] = dict(every=3)
     cfg = toy.run_config(folder, work_dir=str(folder / name), **changes)
     cfg['custom_hooks'] = [*cfg['custom_hooks'], hook, dict(type='WeightWatchHook')]
     cfg['train_cfg'] = dict(type='IterBasedTrainLoop', max_iters=4, val_interval=4)
@@ -86,6 +88,13 @@ def test_resuming_equals_going_through(folder, through):
     last = str(folder / 'run' / 'iter_2.pth')
     watch = run(folder, OURS, 'resumed', load_from=last, resume=True)
     assert all(torch.equal(v, through.steps[-1][k]) for k, v in watch.steps[-1].items())
+    norms = [
+        torch.load(folder / name / 'iter_4.pth', weights_only=False)['dfkd_state']['balance'][
+            'norms'
+        ]
+        for name in ('run', 'resumed')
+    ]
+    assert (norms[0] > 0).all() and torch.equal(*norms)
     before, after = exported(folder, 'run'), exported(folder, 'resumed')
     assert all(torch.equal(v, after[k]) for k, v in before.items())
 
