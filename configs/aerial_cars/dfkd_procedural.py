@@ -1,0 +1,3 @@
+# Procedural images from a teacher-scored pool, without refinement.
+_base_ = '../dfkt/drone_detr.py'
+model = dict(source=dict(_delete_=True, **_base_.pooled))

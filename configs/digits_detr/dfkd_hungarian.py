@@ -1,0 +1,8 @@
+# The mixture's run by matched queries (DETRDistill) instead of aligned ones (KD-DETR).
+_base_ = './dfkd_mixture.py'
+model = dict(
+    heads=[
+        dict(type='mmdfkd.EncoderMemoryHead'),
+        dict(type='mmdfkd.RPNResponseHead'),
+        dict(type='mmdfkd.HungarianQueryHead'),
+    ])
