@@ -107,4 +107,8 @@ def build_network(cfg: Config, keep_init: bool = False) -> nn.Module:
         model = without_files(model)
     with DefaultScope.overwrite_default_scope(scope_of(cfg)):
         net = MODELS.build(model)
+    # Deformable DETR and DINO leave it as the memory was, not finite at times, until their weights
+    # are initialised or loaded; gradients are traced before.
+    if isinstance(getattr(net, 'level_embed', None), nn.Parameter):
+        nn.init.zeros_(net.level_embed)
     return net if torch.cuda.is_available() else revert_sync_batchnorm(net)

@@ -73,9 +73,12 @@ def test_its_model_builds_and_its_run_is_whole(name):
         sum(p.numel() for p in net.parameters())
         for net in (distiller.student.net, distiller.teacher.net)
     )
-    # Not the COCO runs' heads: those keep their widths. Small classifiers are halved.
-    half = any(f'/{part}/' in name for part in ('coco', 'cifar10', 'mnist', 'digits_deit', 'dfkt'))
-    assert student < (0.5 if half else 0.4) * teacher
+    # Not the COCO runs' heads: those keep their widths. Small classifiers are halved, and so are
+    # DETRs, whose decoders keep theirs; DETR R18 is what mmdet publishes.
+    parts = ('coco', 'cifar10', 'mnist', 'digits_deit', 'dfkt', 'digits_detr', 'aerial_cars')
+    half = any(f'/{part}/' in name for part in parts) or name == 'configs/dfkd_detr.py'
+    share = 0.7 if 'detr-r18' in name else 0.5 if half else 0.4
+    assert student < share * teacher
     assert cfg.train_cfg.val_interval <= cfg.train_cfg.max_iters
     if distiller.data_free:
         assert cfg.train_dataloader.dataset.type == 'mmdfkd.SyntheticDataset'

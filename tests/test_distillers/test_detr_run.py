@@ -1,4 +1,4 @@
-"""A DETR distilled as a run does it: scenes inverted through it, two steps, its test, its export."""
+"""A DETR in a whole run: scenes inverted through it, two steps, a test, the export."""
 
 import torch
 import toy
