@@ -1,5 +1,7 @@
-"""A generator in a whole run: its own optimiser, and a resumed run that ends bit-equal."""
+"""A generator in a whole run: its own optimiser, what it asks of the teacher, and a resumed run
+that ends bit-equal."""
 
+import json
 import shutil
 
 import torch
@@ -25,6 +27,7 @@ def _run(folder, **changes) -> dict:
         **changes,
     )
     cfg['train_cfg'] = dict(cfg['train_cfg'], max_iters=5)
+    cfg['custom_hooks'] = [*cfg['custom_hooks'], dict(type='mmdfkd.TeacherPassesHook')]
     cfg['default_hooks']['checkpoint']['interval'] = 1
     toy.runner_of(cfg).train()
     return torch.load(f'{cfg["work_dir"]}/iter_5.pth', weights_only=False)
@@ -44,6 +47,9 @@ def test_a_resumed_run_ends_bit_equal(tmp_path):
     weights = [key for key in now if key.startswith('generator.')]
     assert all(torch.equal(third[key], fourth[key]) for key in weights)
     assert any(not torch.equal(now[key], fourth[key]) for key in weights)
+    # The aligners are fitted on 8 images; 3 rounds of 2 images with gradient, 5 steps of 2.
+    passes = tmp_path / 'run' / 'teacher_passes.json'
+    assert json.loads(passes.read_text()) == dict(start=8, all=8 + 3 * 2 * 2 + 5 * 2)
 
     # The images of the bank lie beside the run.
     shutil.copytree(tmp_path / 'run' / 'synthetic', tmp_path / 'resumed' / 'synthetic')
@@ -60,3 +66,4 @@ def test_a_resumed_run_ends_bit_equal(tmp_path):
         if torch.is_tensor(value):
             assert torch.equal(value, again[key]), key
     assert again['_extra_state']['bank'] == now['_extra_state']['bank']
+    assert (tmp_path / 'resumed' / 'teacher_passes.json').read_text() == passes.read_text()
