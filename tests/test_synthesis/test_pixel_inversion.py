@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from prior_nets import teacher as prior_teacher
 from synthesis_nets import classifier, detector
 from torch.nn import functional as F
@@ -114,6 +115,33 @@ def test_images_follow_from_seed_and_number(made, teacher, student):
     assert torch.equal(images_of(again)[0], wanted)
     assert (images_of(parts)[0] - wanted).abs().mean() < 0.5 / 255
     assert (images_of(other)[0] - wanted).abs().mean() > 5 / 255
+
+
+def test_processes_share_the_work(made, teacher, student, monkeypatch):
+    """As many images in each, rounded up; those of one process, between them."""
+    from mmdfkd.synthesis.sources import banked, pixel_inversion
+
+    found = {}
+    for rank in (0, 1):
+        for module in (banked, pixel_inversion):
+            monkeypatch.setattr(module, 'get_dist_info', lambda rank=rank: (rank, 2))
+        source = prepare(noisy(), teacher)
+        source.refresh(teacher, student, 0)
+        assert int(source.made) == 6 and len(source.bank) == 3
+        found.update(zip(range(rank, 6, 2), images_of(source)[0], strict=True))
+    together = torch.stack([found[number] for number in range(5)])
+    assert (together - images_of(made[0])[0]).abs().mean() < 0.5 / 255
+
+
+def test_a_set_in_which_nothing_is_recognised_is_told(teacher, student, caplog):
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    priors = [dict(type='mmdfkd.TargetPrior', weight=-1.0)]
+    try:
+        prepare(noisy(priors=priors, steps=12), teacher).refresh(teacher, student, 0)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert 'none of 5 images its class after 12 steps' in caplog.text
 
 
 def test_the_best_image_is_a_copy(teacher, student):

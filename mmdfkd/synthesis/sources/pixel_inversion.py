@@ -1,3 +1,4 @@
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -191,7 +192,9 @@ class PixelInversionSource(InvertingSource):
             grid = patch_grid(teacher, self.image_size)
             self.sparse.events(grid[0] * grid[1], self.steps - self._half_steps)
         whole = ceil(self.images / self.yields) * self.yields
-        capacity = max(whole, 1024) if self.every else whole
+        # Every batch may be rounded up to a whole number of trajectories in each process.
+        spare = (get_dist_info()[1] - 1) * self.yields * ceil(whole / (self.batch * self.yields))
+        capacity = max(whole + spare, 1024) if self.every else whole + spare
         self.open_bank(self.folder, **{'capacity': capacity, **self.bank_cfg})
         self.restore_bank()
         print_log(
@@ -215,6 +218,19 @@ class PixelInversionSource(InvertingSource):
             return f'the teacher recognises {share:.0%} of them'
         return f'the objective ends at {np.mean([logs["pixels/after"] for logs in made]):.2f}'
 
+    def finish(self, made: Sequence[Mapping[str, float]], total: int) -> None:
+        """Say so where a classifier recognises nothing at all."""
+        shares = [logs['pixels/recognised'] for logs in made if 'pixels/recognised' in logs]
+        if shares and not any(shares):
+            print_log(
+                f'{self.title}: the teacher gives none of {total} images its class after '
+                f'{self.steps} steps. Raise steps or lr, lower the weights of the other priors, or '
+                f'check the image size ({self.image_size[0]} x {self.image_size[1]} px) against '
+                'the one the teacher was trained at.',
+                'current',
+                logging.WARNING,
+            )
+
     def make(
         self, count: int, teacher: Adapter, student: Adapter, iteration: int
     ) -> dict[str, float]:
@@ -227,11 +243,10 @@ class PixelInversionSource(InvertingSource):
                 of the image that it saw.
         """
         rank, world = get_dist_info()
-        first, count = int(self.made) // self.yields, ceil(count / self.yields)
+        # As many for every process: terms of the batch are of all processes together.
+        first, count = int(self.made) // self.yields, ceil(count / self.yields / world) * world
         serials = list(range(first, first + count))[rank::world]
         self.made += count * self.yields
-        if not serials:
-            return {}
         labels = [
             balanced_label('pixel-classes', self.seed, number, teacher.num_classes)
             for number in serials
