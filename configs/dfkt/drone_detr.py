@@ -15,7 +15,9 @@ model = dict(
     teacher=dict(
         config='{{ fileDirname }}/../aerial_cars/deformable_detr_aerial.py',
         checkpoint='{{ fileDirname }}/../aerial_cars/deformable_detr_aerial.pth'),
-    inheritance=dict(images=64))
+    inheritance=dict(images=64),
+    # 100 queries are chosen among the cells of stride 8.
+    image_size=128)
 
 train_dataloader = dict(
     batch_size=8, dataset=dict(image_size=320, metainfo=dict(classes=_base_.classes)))

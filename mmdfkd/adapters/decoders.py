@@ -47,7 +47,18 @@ class Decoder:
         return type(self.net.decoder).__name__
 
     def own(self, encoder: EncoderMemory) -> dict[str, Any]:
-        """The network's own queries as arguments of ``forward_decoder``, differentiable."""
+        """The network's own queries as arguments of ``forward_decoder``, differentiable.
+
+        Raises:
+            ValueError: If queries are chosen among fewer tokens than there are queries.
+        """
+        tokens = encoder.tokens.shape[1]
+        if not self.steady and tokens < self.net.num_queries:
+            raise ValueError(
+                f'{type(self.net).__name__} chooses {self.net.num_queries} queries among the '
+                f"encoder's tokens, but these images give {tokens}: larger images are needed, of "
+                'the dataset (image_size) or, when a run is built, of model.image_size.'
+            )
         with _as_in_eval(self.net):
             inputs, _ = self.net.pre_decoder(**encoder.before_decoder)
         return inputs

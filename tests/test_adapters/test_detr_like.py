@@ -308,6 +308,13 @@ def test_votes_and_places(kind):
 
 
 @torch.no_grad()
+def test_too_few_tokens_for_its_queries_are_said():
+    model = small('dino', num_queries=500)
+    adapter = build_adapter(toy.build(model), Normalizer.from_config(toy.whole(model)))
+    with pytest.raises(ValueError, match='chooses 500 queries'):
+        adapter.observe(toy.images(1, 64))
+
+
 def test_box_sizes_are_read_from_images():
     adapter = adapter_of('detr')
     memory = adapter.encode(toy.images(8, 64))
