@@ -227,7 +227,8 @@ def insert_tables(document: str, results: list[dict[str, Any]]) -> str:
     """Put a benchmark's tables between its markers.
 
     ``<!-- results:NAME -->`` ... ``<!-- /results -->`` takes all results; ``<!-- results:NAME
-    set=digits init=inherit,random -->`` those that have one of the values of every field named.
+    set=digits init=inherit,random -->`` those that have one of the values of every field named, an
+    underline standing for a space.
 
     Args:
         document (str): The document's text.
@@ -249,7 +250,7 @@ def insert_tables(document: str, results: list[dict[str, Any]]) -> str:
         fitting = [
             result
             for result in results
-            if all(str(result.get(name)) in values.split(',') for name, values in wanted.items())
+            if all(_word(result.get(name)) in values.split(',') for name, values in wanted.items())
         ]
         if unknown or not fitting:
             raise ResultError(
@@ -264,6 +265,11 @@ def insert_tables(document: str, results: list[dict[str, Any]]) -> str:
             f"The document has no place '<!-- results:{benchmark} --> ... <!-- /results -->'."
         )
     return text
+
+
+def _word(value: Any) -> str:
+    """A field's value as it is written in a marker."""
+    return str(value).replace(' ', '_')
 
 
 def write_text(path: Path, text: str) -> None:
