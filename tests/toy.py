@@ -186,6 +186,33 @@ def detr_model(
     )
 
 
+ONE_STAGE = dict(
+    retina='retinanet/retinanet_r18_fpn_1x_coco.py',
+    fcos='fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py',
+    gfl='gfl/gfl_r50_fpn_1x_coco.py',
+    rtmdet='rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+)
+
+
+def one_stage_model(kind: str, width: int = 16, classes: int = 3, **head) -> dict:
+    """A published dense detector (a key of ``ONE_STAGE``) with little depth and width."""
+    from mmdfkd.distillers.networks import load_config
+
+    model = copy.deepcopy(load_config(f'mmdet::{ONE_STAGE[kind]}').model.to_dict())
+    if kind == 'rtmdet':
+        model['backbone']['widen_factor'] = 0.125
+        model['neck'].update(in_channels=[32, 64, 128], out_channels=width)
+    else:
+        model['backbone'].update(depth=18, base_channels=8)
+        model['neck'].update(in_channels=[8, 16, 32, 64], out_channels=width)
+        model['bbox_head'].update(stacked_convs=2)
+    if kind in ('fcos', 'gfl'):
+        model['bbox_head']['norm_cfg'] = dict(type='GN', num_groups=4)
+    model['bbox_head'].update(in_channels=width, feat_channels=width, num_classes=classes)
+    model['bbox_head'].update(head)
+    return model
+
+
 def resnet_model(classes: int = 3) -> dict:
     """A ResNet Faster R-CNN with the same strides: nothing of this project in it."""
     return dict(

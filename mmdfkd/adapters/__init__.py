@@ -4,13 +4,20 @@ from torch import nn
 
 from .base import Adapter
 from .classifier import ClassifierAdapter
+from .dense import DenseAnswers, DenseProbe, DenseResponse
 from .detr_like import DetrAdapter
 from .normalizer import Normalizer
 from .observation import EncoderMemory, Memory, Observation, Probe, Response, Targets
+from .one_stage import OneStageAdapter
 from .queries import Queries, QueryAnswers, QueryProbe, QueryResponse
 from .two_stage import TwoStageAdapter
 
-FAMILIES: tuple[type[Adapter], ...] = (ClassifierAdapter, TwoStageAdapter, DetrAdapter)
+FAMILIES: tuple[type[Adapter], ...] = (
+    ClassifierAdapter,
+    TwoStageAdapter,
+    DetrAdapter,
+    OneStageAdapter,
+)
 
 
 def build_adapter(net: nn.Module, normalizer: Normalizer) -> Adapter:
@@ -32,12 +39,16 @@ def build_adapter(net: nn.Module, normalizer: Normalizer) -> Adapter:
 __all__ = [
     'Adapter',
     'ClassifierAdapter',
+    'DenseAnswers',
+    'DenseProbe',
+    'DenseResponse',
     'DetrAdapter',
     'EncoderMemory',
     'FAMILIES',
     'Memory',
     'Normalizer',
     'Observation',
+    'OneStageAdapter',
     'Probe',
     'Queries',
     'QueryAnswers',

@@ -9,6 +9,7 @@ from mmdfkd.datasets.renderers.stream import stream
 
 from .base import Adapter
 from .decoders import decoder_of
+from .layout import usual_sizes
 from .matching import SetCriterion, in_shares, place_cost
 from .normalizer import Normalizer
 from .observation import EncoderMemory, Memory, Observation, Probe, Targets
@@ -261,11 +262,7 @@ class DetrAdapter(Adapter):
         own = self.own_answers(memory)
         boxes = _clipped(own.pixels(memory.image_size), memory.image_size)
         surest = own.probabilities.amax(-1).topk(max(boxes.shape[1] // 4, 1), 1).indices
-        boxes = boxes.gather(1, surest[..., None].expand(-1, -1, 4)).flatten(0, 1)
-        sizes = boxes[:, 2:] - boxes[:, :2]
-        order = sizes.prod(1).argsort()
-        cut = len(order) // 20
-        return sizes[order[cut : len(order) - cut]]
+        return usual_sizes(boxes.gather(1, surest[..., None].expand(-1, -1, 4)).flatten(0, 1))
 
     @torch.no_grad()
     def detect(self, memory: Memory) -> list[InstanceData]:

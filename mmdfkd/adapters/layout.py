@@ -82,6 +82,41 @@ def background_boxes(
     return grid[(covered < max_iou) & (inside < 0.5)]
 
 
+def assign_anchors(
+    boxes: Tensor, anchors: Tensor, positive_iou: float, negative_iou: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which anchors belong to a box, to which, and which are background.
+
+    Args:
+        boxes (Tensor): ``[N, 4]`` xyxy pixels; may be empty.
+        anchors (Tensor): ``[A, 4]``, all levels.
+        positive_iou (float): See :func:`plan_layout`.
+        negative_iou (float): Likewise.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: Indices ``[P]`` of anchors, of their boxes ``[P]``, and the
+        mask ``[A]`` of background.
+    """
+    if len(boxes):
+        iou = bbox_overlaps(anchors, boxes)
+        best, owner = iou.max(1)
+        is_positive = best >= positive_iou
+        own_iou, own = iou.max(0)
+        # Of boxes with one best anchor the one that overlaps it most gets it; one without any gets
+        # none.
+        for box in own_iou.argsort(stable=True).tolist():
+            if own_iou[box] > 0:
+                owner[own[box]] = box
+                is_positive[own[box]] = True
+        negative = (best < negative_iou) & ~is_positive
+        positive = is_positive.nonzero(as_tuple=True)[0]
+        matched = owner[positive]
+    else:
+        positive = matched = torch.zeros(0, dtype=torch.long, device=anchors.device)
+        negative = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+    return positive, matched, negative
+
+
 def plan_layout(
     boxes: Tensor,
     labels: Tensor,
@@ -103,26 +138,18 @@ def plan_layout(
             anchor.
         negative_iou (float): Anchors below it are background.
     """
-    if len(boxes):
-        iou = bbox_overlaps(anchors, boxes)
-        best, owner = iou.max(1)
-        is_positive = best >= positive_iou
-        own_iou, own = iou.max(0)
-        # Of boxes with one best anchor the one that overlaps it most gets it; one without any gets
-        # none.
-        for box in own_iou.argsort(stable=True).tolist():
-            if own_iou[box] > 0:
-                owner[own[box]] = box
-                is_positive[own[box]] = True
-        negative = (best < negative_iou) & ~is_positive
-        positive = is_positive.nonzero(as_tuple=True)[0]
-        matched = owner[positive]
-    else:
-        positive = matched = torch.zeros(0, dtype=torch.long, device=anchors.device)
-        negative = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+    positive, matched, negative = assign_anchors(boxes, anchors, positive_iou, negative_iou)
     foreground, roi_matched = jittered(boxes, image_size)
     background = background_boxes(boxes, image_size)
     roi_labels = torch.cat([labels[roi_matched], labels.new_full((len(background),), num_classes)])
     return LayoutPlan(
         positive, matched, negative, torch.cat([foreground, background]), roi_labels, roi_matched
     )
+
+
+def usual_sizes(boxes: Tensor) -> Tensor:
+    """Sizes ``[K, 2]`` of boxes ``[N, 4]``, from the 5th to the 95th percentile of area."""
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    order = sizes.prod(1).argsort()
+    cut = len(order) // 20
+    return sizes[order[cut : len(order) - cut]]

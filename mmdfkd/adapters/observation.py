@@ -110,6 +110,8 @@ class Observation:
         find_detections: The teacher's only: makes its final detections.
         own_loss: The student's only: its toolbox's training loss on objects given per image, by
             mmdet's names.
+        through: A dense one-stage teacher's only: the answers of the rest of its head to features
+            of a student's (:meth:`~mmdfkd.adapters.OneStageAdapter.through`).
         others: The teacher's only: what the run's extra teachers say about the same images, as
             many as the heads ask for, each with a response.
     """
@@ -121,6 +123,7 @@ class Observation:
     own_loss: Callable[[list[InstanceData]], dict[str, Tensor]] | None = field(
         default=None, repr=False
     )
+    through: Callable[..., Any] | None = field(default=None, repr=False)
     others: tuple['Observation', ...] = ()
 
     @cached_property

@@ -8,6 +8,7 @@ from .channel_map import channel_map_mimic, to_student_channels
 from .co_advise import co_advise
 from .cross_architecture import deceiver_loss, discriminator_loss, partially_cross_attention
 from .cwd import cwd
+from .dense import dense_box_loss, localization_distillation, quality_focal
 from .dist import dist
 from .distillation_token import distillation_token
 from .dkd import dkd
@@ -63,6 +64,7 @@ __all__ = [
     'cosine_distance',
     'cwd',
     'deceiver_loss',
+    'dense_box_loss',
     'dense_labels',
     'discriminator_loss',
     'dist',
@@ -77,6 +79,7 @@ __all__ = [
     'intra_image',
     'kl_divergence',
     'label_cross_entropy',
+    'localization_distillation',
     'manifold',
     'manifold_terms',
     'masked_mimic',
@@ -91,6 +94,7 @@ __all__ = [
     'pkd',
     'qkv_heads',
     'qkv_relation',
+    'quality_focal',
     'query_box_loss',
     'query_class_loss',
     'query_cost',

@@ -94,7 +94,7 @@ def test_errors_write_nothing(fails, tmp_path):
             backbone=dict(type='mmdet.ResNet', depth=18, out_indices=(3,)),
             neck=dict(type='mmdet.FPN', in_channels=[512], out_channels=8, num_outs=1),
             bbox_head=dict(
-                type='mmdet.RetinaHead',
+                type='mmdet.FSAFHead',
                 num_classes=2,
                 in_channels=8,
                 feat_channels=8,
