@@ -164,9 +164,10 @@ class LayoutInversionSource(InvertingSource):
             ValueError: If no prior suits the teacher, or the bank does not fit.
         """
         super().prepare(teacher, seed=seed, image_size=image_size, device=device)
+        sizes = None if teacher.sizes_from_images else teacher.box_sizes()
         self.prepare_inner(teacher)
         # What is smaller no anchor finds.
-        self.sizes = self._box_sizes(teacher)
+        self.sizes = self._sizes_in_images(teacher) if sizes is None else sizes
         self.least_size = float(self.sizes.prod(1).sqrt().min()) / 2
         self.growth = LabelGrowth(**{'least_size': self.least_size, **self.growth_cfg})
         self._used = suited_priors(self.priors, teacher, self.title)
@@ -243,10 +244,8 @@ class LayoutInversionSource(InvertingSource):
         return logs
 
     @torch.no_grad()
-    def _box_sizes(self, teacher: Adapter) -> Tensor:
-        """Of its anchors; what has none is shown the first start images."""
-        if not teacher.sizes_from_images:
-            return teacher.box_sizes()
+    def _sizes_in_images(self, teacher: Adapter) -> Tensor:
+        """Of a teacher without anchors, which is shown the first start images: ``[K, 2]``."""
         count = min(self.batch, self.starts)
         images = self.source.draw([dict(g=_OFFSET + i) for i in range(count)])[0]
         return teacher.box_sizes(teacher.encode(images.to(self.device)))
