@@ -14,8 +14,8 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmdfkd.losses.dense import as_centres, with_moments_of
-from mmdfkd.losses.query import generalized_iou
+from mmdfkd.losses.dense import with_moments_of
+from mmdfkd.losses.query import corner_giou
 
 from .base import Adapter
 from .dense import DenseAnswers, DenseProbe, DenseResponse
@@ -328,9 +328,9 @@ class OneStageAdapter(Adapter):
                 goal = F.one_hot(targets.box_labels[i][plan.matched], self.num_classes).to(found)
                 each = F.binary_cross_entropy_with_logits(found, goal, reduction='none')
                 loss = loss + each.sum(-1).mean()
-                boxes = as_centres(answers.boxes[i][plan.positive])
-                wanted = as_centres(targets.boxes[i].to(boxes)[plan.matched])
-                loss = loss + (1 - generalized_iou(boxes, wanted)).mean()
+                boxes = answers.boxes[i][plan.positive]
+                wanted = targets.boxes[i].to(boxes)[plan.matched]
+                loss = loss + (1 - corner_giou(boxes, wanted)).mean()
                 if answers.centerness is not None:
                     loss = loss + F.softplus(-answers.centerness[i][plan.positive]).mean()
             losses.append(loss)

@@ -27,6 +27,12 @@ def _given(net: nn.Module, feats: tuple) -> Iterator[None]:
         net.training = training
 
 
+def _assigns_itself(net: nn.Module) -> bool:
+    """Whether mmdet trains it without a ``train_cfg``: FCOS, whose published configs have none."""
+    head = getattr(net, 'bbox_head', None)
+    return any(kind.__name__ == 'FCOSHead' for kind in type(head).__mro__)
+
+
 def own_loss(
     net: nn.Module, memory: Memory, objects: Sequence[InstanceData], divisor: int = 1
 ) -> dict[str, Tensor]:
@@ -46,13 +52,13 @@ def own_loss(
         dict[str, Tensor]: Scalars by mmdet's names; lists, one term a level, are summed.
 
     Raises:
-        ValueError: If the config has no ``train_cfg``, or masks are missing.
+        ValueError: If the config lacks a ``train_cfg``, or masks are missing.
     """
     # Imported here: classifiers come without mmdet.
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
 
-    if not getattr(net, 'train_cfg', None):
+    if not getattr(net, 'train_cfg', None) and not _assigns_itself(net):
         raise ValueError(
             f'{type(net).__name__} has no train_cfg, so it has no training loss: give its config '
             "(of mmdfkd.Shrunk: the teacher's) that of its published recipe."

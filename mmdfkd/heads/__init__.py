@@ -6,7 +6,9 @@ from .block import BlockHead
 from .channel_map import ChannelMapHead
 from .co_advise import CoAdviseHead
 from .cross_architecture import CrossArchitectureHead
+from .cross_kd import CrossKDHead
 from .cwd import ChannelWiseHead
+from .dense_response import DenseResponseHead
 from .distillation_token import DistillationTokenHead
 from .encoder_memory import EncoderMemoryHead
 from .feature import FeatureHead
@@ -32,6 +34,8 @@ __all__ = [
     'ChannelWiseHead',
     'CoAdviseHead',
     'CrossArchitectureHead',
+    'CrossKDHead',
+    'DenseResponseHead',
     'DistillHead',
     'DistillationTokenHead',
     'EncoderMemoryHead',

@@ -6,12 +6,13 @@ from torch import Tensor
 
 from .checks import check_logits
 from .kl import kl_divergence
-from .pkd import standardize
-from .query import generalized_iou
+from .query import corner_giou
 from .reduce import at_least_float32, weighted_mean
 
 # Mean weight below which boxes fade out: places none of which sees an object.
 _EVIDENCE_FLOOR = 1e-3
+# Of boxes that count, in square pixels, as mmdet has it: FCOS has boxes without any.
+_LEAST_AREA = 1e-6
 
 
 def quality_focal(
@@ -81,8 +82,8 @@ def dense_box_loss(student_boxes: Tensor, teacher_boxes: Tensor, weight: Tensor)
     Blind to how either network codes its boxes. Fades out as :func:`localization_distillation`.
 
     Args:
-        student_boxes (Tensor): xyxy, ``[..., 4]``.
-        teacher_boxes (Tensor): The same shape and unit; no gradient flows into it.
+        student_boxes (Tensor): xyxy in pixels, ``[..., 4]``.
+        teacher_boxes (Tensor): The same shape; no gradient flows into it.
         weight (Tensor): ``[...]``, of each place.
 
     Returns:
@@ -98,29 +99,31 @@ def dense_box_loss(student_boxes: Tensor, teacher_boxes: Tensor, weight: Tensor)
         )
     own = at_least_float32(student_boxes)
     other = at_least_float32(teacher_boxes.detach()).to(own)
-    giou = generalized_iou(as_centres(own), as_centres(other))
+    giou = corner_giou(own, other, _LEAST_AREA)
     return weighted_mean(1 - giou, weight, _EVIDENCE_FLOOR)
 
 
-def as_centres(boxes: Tensor) -> Tensor:
-    """Boxes ``[..., 4]`` of xyxy as ``(cx, cy, w, h)``; a size is 0 where sides passed."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([(low + high) / 2, (high - low).clamp_min(0)], -1)
-
-
-def with_moments_of(maps: Tensor, others: Tensor) -> Tensor:
+def with_moments_of(maps: Tensor, others: Tensor, eps: float = 1e-3) -> Tensor:
     """Each channel with mean and deviation of another's, over batch and places (CrossKD).
 
+    ``(x - m) sqrt((v_t + e_t) / (v + e)) + m_t`` with means ``m``, variances ``v``, and ``e`` the
+    share ``eps`` of the mean variance over channels (and 1e-6): published is an absolute one, by
+    which a channel that hardly varies, of synthetic images say, is blown up. Equal maps stay so.
+
     Args:
-        maps (Tensor): ``[B, C, H, W]``; its own mean and deviation are part of the graph. A channel
-            that does not vary has no gradient, where the published division has an infinite one.
+        maps (Tensor): ``[B, C, H, W]``; its own moments are part of the graph.
         others (Tensor): ``[B, C, H, W]``; no gradient flows into it.
+        eps (float): See above. Defaults to 1e-3.
 
     Returns:
         Tensor: ``[B, C, H, W]``, in the type of ``others``.
     """
-    own, other = at_least_float32(maps), at_least_float32(others.detach())
     places = (0, 2, 3)
-    deviation = other.std(places, correction=0, keepdim=True)
-    mean = other.mean(places, keepdim=True)
-    return (standardize(own, 1e-3) * deviation + mean).to(others)
+    own, other = at_least_float32(maps), at_least_float32(others.detach())
+    means, scales = [], []
+    for x in (own, other):
+        mean = x.mean(places, keepdim=True)
+        variance = (x - mean).square().mean(places, keepdim=True)
+        means.append(mean)
+        scales.append(variance + eps * variance.mean() + 1e-6)
+    return ((own - means[0]) * (scales[1] / scales[0]).sqrt() + means[1]).to(others)

@@ -71,14 +71,30 @@ def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
     Shapes are broadcast. Boxes without area have an IoU of 0.
     """
-    (a0, a1), (b0, b1) = (
-        (x[..., :2] - x[..., 2:] / 2, x[..., :2] + x[..., 2:] / 2) for x in (boxes, others)
+    corners = (
+        torch.cat([x[..., :2] - x[..., 2:] / 2, x[..., :2] + x[..., 2:] / 2], -1)
+        for x in (boxes, others)
     )
-    eps = torch.finfo(boxes.dtype).eps
+    return corner_giou(*corners)
+
+
+def corner_giou(boxes: Tensor, others: Tensor, eps: float | None = None) -> Tensor:
+    """GIoU of xyxy boxes: ``[..., 4]`` to ``[...]``; sides that passed each other meet.
+
+    Args:
+        boxes (Tensor): ``[..., 4]``.
+        others (Tensor): ``[..., 4]``.
+        eps (float, optional): Least area that counts, in the unit of the boxes squared. Defaults to
+            the type's precision, which suits shares of an image.
+    """
+    (a0, a1), (b0, b1) = (
+        (x[..., :2], torch.maximum(x[..., 2:], x[..., :2])) for x in (boxes, others)
+    )
+    eps = torch.finfo(boxes.dtype).eps if eps is None else eps
     both = (torch.minimum(a1, b1) - torch.maximum(a0, b0)).clamp_min(0).prod(-1)
-    union = (a1 - a0).prod(-1) + (b1 - b0).prod(-1) - both
-    hull = (torch.maximum(a1, b1) - torch.minimum(a0, b0)).prod(-1)
-    return both / union.clamp_min(eps) - (hull - union) / hull.clamp_min(eps)
+    union = ((a1 - a0).prod(-1) + (b1 - b0).prod(-1) - both).clamp_min(eps)
+    hull = (torch.maximum(a1, b1) - torch.minimum(a0, b0)).prod(-1).clamp_min(eps)
+    return both / union - (hull - union) / hull
 
 
 def query_box_loss(
