@@ -86,8 +86,8 @@ $evaluation""")
 SOURCES = {
     'classifier': '    source=pooled,',
     'two-stage': """\
-    # Scenes with objects, which layout inversion of the teacher makes before the first step, `batch`
-    # of them at once.
+    # Scenes with objects, which layout inversion of the teacher makes before the first step;
+    # `batch` of them at once.
     source=dict(
         type='mmdfkd.LayoutInversionSource',
         source=pooled,

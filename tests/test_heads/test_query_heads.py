@@ -201,9 +201,7 @@ def test_pseudo_labels_of_another_family():
     train = dict(
         rpn=dict(
             assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3),
-            sampler=dict(
-                type='RandomSampler', num=32, pos_fraction=0.5, add_gt_as_proposals=False
-            ),
+            sampler=dict(type='RandomSampler', num=32, pos_fraction=0.5, add_gt_as_proposals=False),
             allowed_border=-1,
             pos_weight=-1,
         ),
