@@ -192,13 +192,13 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def rss(field: str = 'VmRSS') -> float:
+def rss() -> float:
     """Memory that this process holds now, in MiB; 0 where the system does not say."""
     status = Path('/proc/self/status')
     if not status.is_file():
         return 0.0
     lines = dict(line.split(':', 1) for line in status.read_text().splitlines() if ':' in line)
-    return int(lines[field].split()[0]) / 1024
+    return int(lines['VmRSS'].split()[0]) / 1024
 
 
 class Memory:
@@ -219,8 +219,6 @@ class Memory:
         else:
             scale = 2**20 if sys.platform == 'darwin' else 1024
             most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
-            # A forked process's own count may lag behind what the system lists.
-            most = max(most, rss('VmHWM'), rss())
         return max(most - self.before, 0.0)
 
 
