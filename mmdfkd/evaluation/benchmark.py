@@ -108,6 +108,39 @@ def moved(cfg: Mapping, data_root: str) -> dict[str, str]:
     return dict(found for part in parts if part in cfg for found in walk(cfg[part], part))
 
 
+def moved_options(config: Path, data_root: str | None) -> list[str]:
+    """As :func:`moved`, as options of the train tool; none where the set is not moved.
+
+    Validation is left out: a benchmark's runs have none.
+    """
+    if not data_root:
+        return []
+    found = moved(Config.fromfile(config), data_root)
+    return [f'{name}={value}' for name, value in found.items() if not name.startswith('val_')]
+
+
+def run_options(steps: int, warmup: int, seed: int, init: str | Path) -> list[str]:
+    """What every benchmark sets in a config: length, seed and start, and nothing is validated.
+
+    Args:
+        steps (int): Training steps; 0 for a start alone, which takes one step to be made.
+        warmup (int): Steps of the config's first schedule, which stay; the second takes the rest.
+        seed (int): Of the run.
+        init (str | Path): The student's start, or the weights it starts from.
+    """
+    options = [
+        f'train_cfg.max_iters={steps or 1}',
+        f'randomness.seed={seed}',
+        f'model.student.init={init}',
+        'val_cfg=None',
+        'val_dataloader=None',
+        'val_evaluator=None',
+    ]
+    if steps:
+        options += [f'param_scheduler.1.end={steps}', f'param_scheduler.1.T_max={steps - warmup}']
+    return options
+
+
 def train_command(config: str, work_dir: Path, options: Sequence[str]) -> list[str]:
     """The ordinary train tool's command line, without the interpreter."""
     return [

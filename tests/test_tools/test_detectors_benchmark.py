@@ -10,6 +10,7 @@ from tiny_runs import ROOT
 
 from mmdfkd.distillers import build_network
 from mmdfkd.distillers.student_spec import student_config
+from mmdfkd.evaluation.benchmark import moved
 
 
 @pytest.fixture(scope='module')
@@ -185,7 +186,7 @@ def test_options_change_what_is_there(tool, init, row):
 def test_another_folder_of_the_set_reaches_every_file(tool):
     run = tool.Run('bccd', 40, tool.REAL, 'inherit', 0, 300)
     cfg = Config.fromfile(run.config)
-    cfg.merge_from_dict(tool.moved(cfg, '/elsewhere/cells'))
+    cfg.merge_from_dict(moved(cfg, '/elsewhere/cells'))
     for split in ('train', 'val', 'test'):
         assert cfg[f'{split}_dataloader'].dataset.data_root == '/elsewhere/cells/'
     assert cfg.test_evaluator.ann_file == '/elsewhere/cells/annotations/instances_test.json'

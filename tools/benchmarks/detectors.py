@@ -31,9 +31,10 @@ import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
 from mmdfkd.evaluation.benchmark import (
     finished_runs,
     measure_run,
-    moved,
+    moved_options,
     plan_text,
     run_command,
+    run_options,
     seconds_a_step,
     shown_command,
     train_command,
@@ -315,34 +316,19 @@ def options_of(
         scenes (Path, optional): Finished scenes, for runs that draw them.
     """
     own = SETS[run.set]
-    steps = run.steps or 1
     options = [
-        f'train_cfg.max_iters={steps}',
+        *run_options(run.steps, WARMUP, run.seed, start or run.init),
         f'train_dataloader.batch_size={own.batch}',
-        f'randomness.seed={run.seed}',
-        f'model.student.init={start or run.init}',
         *(f'model.student.{name}={value}' for name, value in SIZES[run.size].items()),
-        # The student is tested below; nothing is validated meanwhile.
-        'val_cfg=None',
-        'val_dataloader=None',
-        'val_evaluator=None',
     ]
-    if run.steps:
-        options += [
-            f'param_scheduler.1.end={steps}',
-            f'param_scheduler.1.T_max={steps - WARMUP}',
-        ]
     if run.row == 'mixture, blocks first':
         # In the first part alone, whatever the steps.
-        options.append(f'model.heads.3.schedule.end={int(0.3 * steps)}')
+        options.append(f'model.heads.3.schedule.end={int(0.3 * (run.steps or 1))}')
     if scenes and run.draws_scenes:
         options.append(f'model.source.scenes={scenes}')
     if run.init == 'random':
         options += own.random_options
-    if data_root:
-        found = moved(Config.fromfile(run.config), data_root)
-        options += [f'{k}={v}' for k, v in found.items() if not k.startswith('val_')]
-    return options
+    return options + moved_options(run.config, data_root)
 
 
 def command_of(run: Run, work_dir: Path, *options: Any) -> list[str]:

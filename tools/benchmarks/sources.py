@@ -38,9 +38,10 @@ import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
 from mmdfkd.evaluation.benchmark import (
     finished_runs,
     measure_run,
-    moved,
+    moved_options,
     plan_text,
     run_command,
+    run_options,
     seconds_a_step,
     shown_command,
     train_command,
@@ -383,27 +384,11 @@ def options_of(
         data_root (str, optional): Folder of the set.
         start (Path, optional): Weights that an inherited student starts from.
     """
-    steps = run.steps or 1
-    options = [
-        f'train_cfg.max_iters={steps}',
-        f'randomness.seed={run.seed}',
-        f'model.student.init={start or run.init}',
-        # The student is tested below; nothing is validated meanwhile.
-        'val_cfg=None',
-        'val_dataloader=None',
-        'val_evaluator=None',
+    return [
+        *run_options(run.steps, WARMUP, run.seed, start or run.init),
+        *(RANDOM_OPTIONS if run.init == 'random' else ()),
+        *moved_options(config, data_root),
     ]
-    if run.steps:
-        options += [
-            f'param_scheduler.1.end={steps}',
-            f'param_scheduler.1.T_max={steps - WARMUP}',
-        ]
-    if run.init == 'random':
-        options += RANDOM_OPTIONS
-    if data_root:
-        found = moved(Config.fromfile(config), data_root)
-        options += [f'{k}={v}' for k, v in found.items() if not k.startswith('val_')]
-    return options
 
 
 # The runs ----------------------------------------------------------------------------------------
