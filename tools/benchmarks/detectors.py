@@ -2,6 +2,8 @@
 
     python tools/benchmarks/detectors.py --set digits --preset quick
     python tools/benchmarks/detectors.py --set bccd --preset quick --data-root <folder of the set>
+    python tools/benchmarks/detectors.py --set digits_detr --preset quick
+    python tools/benchmarks/detectors.py --set aerial_cars --preset quick --data-root <the tiles>
 
 Each run is the set's main job with other images, another start or a smaller student; nothing else
 differs. Inherited students of one size start alike: the start is made once, on the mixture's
@@ -9,10 +11,10 @@ images, as are the scenes of its layout inversion, whose seconds count for every
 them. A finished run is one line of docs/results/detectors.jsonl, written at once; a run whose
 line is there is not repeated, so an interrupted benchmark goes on.
 
-quick: one seed. The inherited student of 40 % with every row; the inherited one of 20 % and the
-random one of 40 % with procedural images, the best data-free row, and the real images. The best is
-the row of the highest mAP among the finished lines of the inherited 40 %: those runs are being
-reported, and nothing of any run is set by it but that it is reported for the other students, too.
+quick: one seed. The main job's inherited student with every row; the smaller one, where the set has
+it, and the random one with procedural images, the best data-free row, and the real images. The best
+is the row of the highest mAP among the finished lines of the first: those runs are being reported,
+and nothing of any run is set by it but that it is reported for the other students, too.
 full: three seeds, more steps, every row with every size and start; for long runs.
 """
 
@@ -65,11 +67,13 @@ EXTRA_ROWS = {
     'mixture, blocks first': 'dfkd_blocks_first.py',
 }
 # Most of the teacher's parameters that a student has, in percent, and what its shape changes in the
-# config. Of the shapes under 20 % these keep four of six blocks, two of them global, as 40 % has.
-SIZES: dict[int, dict[str, float]] = {
+# config; the first is the config's own. Of the shapes under 20 % the second one keeps four of six
+# blocks, two of them global, as 40 % has.
+VITDET_SIZES: dict[int, dict[str, float]] = {
     40: {},
     20: dict(width=0.5, depth=0.67, mlp=0.4, neck=0.5, head=0.5),
 }
+DETR_SIZES: dict[int, dict[str, float]] = {50: {}}
 INITS = ('inherit', 'random')
 METRICS = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_s')
 # Steps of the first schedule of every run's config, which stay; the second one takes the rest.
@@ -86,6 +90,8 @@ class BenchmarkSet:
         steps: Of an inherited student, by preset.
         random_factor: A random student takes this many times the steps.
         random_options: Settings of random students' runs: they start far from the teacher.
+        sizes: The students, the main job's first; see :data:`VITDET_SIZES`.
+        make: How the set is got; ``{configs}`` is its folder.
     """
 
     configs: str
@@ -93,12 +99,27 @@ class BenchmarkSet:
     steps: Mapping[str, int]
     random_factor: float = 2.0
     random_options: tuple[str, ...] = ('optim_wrapper.optimizer.lr=2e-3',)
+    sizes: Mapping[int, Mapping[str, float]] = field(default_factory=lambda: VITDET_SIZES)
+    make: str = 'put the set there (see {configs}/README.md) or name its folder with --data-root'
+
+    @property
+    def size(self) -> int:
+        """The main job's student."""
+        return next(iter(self.sizes))
 
 
+_DRAWN = 'run tools/dataset_converters/digits_detection.py'
 SETS = {
-    'digits': BenchmarkSet('configs/digits', 16, dict(quick=300, full=1000)),
+    'digits': BenchmarkSet('configs/digits', 16, dict(quick=300, full=1000), make=_DRAWN),
     'bccd': BenchmarkSet('configs/bccd', 8, dict(quick=300, full=1000), random_factor=1.5),
+    'digits_detr': BenchmarkSet(
+        'configs/digits_detr', 16, dict(quick=300, full=1000), sizes=DETR_SIZES, make=_DRAWN
+    ),
+    'aerial_cars': BenchmarkSet(
+        'configs/aerial_cars', 8, dict(quick=200, full=1000), sizes=DETR_SIZES
+    ),
 }
+ALL_SIZES = sorted({size for own in SETS.values() for size in own.sizes}, reverse=True)
 SEEDS = dict(quick=(0,), full=(0, 1, 2))
 
 
@@ -143,7 +164,8 @@ class Run:
 
 def identity(line: Mapping[str, Any]) -> Run:
     """The run that a line of the results is of."""
-    size = min((s for s in SIZES if line['student'] <= s / 100), default=max(SIZES))
+    sizes = SETS[line['set']].sizes
+    size = min((s for s in sizes if line['student'] <= s / 100), default=max(sizes))
     return Run(line['set'], size, line['row'], line['init'], line['seed'], line['steps'])
 
 
@@ -161,7 +183,7 @@ class Plan:
         preset: ``quick`` or ``full``.
         rows: Rows of every student; None takes the preset's.
         inits: Starts.
-        sizes: Sizes in percent.
+        sizes: Sizes in percent; those that the set does not have are left out.
         seeds: Seeds.
         steps: Of inherited students; None takes the set's.
     """
@@ -170,7 +192,7 @@ class Plan:
     preset: str = 'quick'
     rows: Sequence[str] | None = None
     inits: Sequence[str] = INITS
-    sizes: Sequence[int] = tuple(SIZES)
+    sizes: Sequence[int] = tuple(ALL_SIZES)
     seeds: Sequence[int] = field(default=(0,))
     steps: int | None = None
 
@@ -184,7 +206,7 @@ class Plan:
 
     def missing_rows(self) -> dict[str, Path]:
         """Rows that cannot be run: their config is not there."""
-        configs = {row: self.run(40, row, 'inherit', 0).config for row in self.rows or ROWS}
+        configs = {row: self.run(0, row, 'inherit', 0).config for row in self.rows or ROWS}
         return {row: path for row, path in configs.items() if not path.is_file()}
 
     def possible_rows(self) -> list[str]:
@@ -203,9 +225,10 @@ class Plan:
         return rows
 
     def best(self, lines: Mapping[Run, Mapping], seed: int) -> str | None:
-        """The data-free row of the highest mAP of inherited 40 %; None while one is not done."""
+        """The main job's best data-free row by its mAP; None while one is not done."""
+        size = SETS[self.set].size
         runs = {
-            row: self.run(40, row, 'inherit', seed) for row in self.possible_rows() if row != REAL
+            row: self.run(size, row, 'inherit', seed) for row in self.possible_rows() if row != REAL
         }
         if not runs or any(run not in lines for run in runs.values()):
             return None
@@ -216,7 +239,8 @@ class Plan:
     ) -> tuple[str, ...]:
         """The rows of one size and start; :data:`BEST` stands for a row that is not known yet."""
         rows = self.possible_rows()
-        if self.rows is not None or self.preset == 'full' or (size, init) == (40, 'inherit'):
+        main = (SETS[self.set].size, 'inherit')
+        if self.rows is not None or self.preset == 'full' or (size, init) == main:
             return tuple(rows)
         best = self.best(lines, seed)
         chosen = tuple(row for row in rows if row in (REAL, PROCEDURAL, best))
@@ -227,15 +251,16 @@ class Plan:
 
         In quick, the small and the random student's rows depend on the finished lines.
         """
-        students = [(40, 'inherit'), (20, 'inherit'), (40, 'random')]
+        first, *smaller = SETS[self.set].sizes
+        students = [*((size, 'inherit') for size in (first, *smaller)), (first, 'random')]
         if self.preset == 'full':
-            students.append((20, 'random'))
+            students += [(size, 'random') for size in smaller]
         for seed in self.seeds:
             for size, init in students:
                 if size not in self.sizes or init not in self.inits:
                     continue
-                first, *rest = self.rows_of(size, init, seed, lines)
-                yield self.run(size, first, init, seed)
+                ceiling, *rest = self.rows_of(size, init, seed, lines)
+                yield self.run(size, ceiling, init, seed)
                 # Its line names the ceiling, so that comes before it where it is asked for.
                 if init == 'inherit':
                     yield self.run(size, START, init, seed)
@@ -284,14 +309,10 @@ def check_files(plan: Plan, data_root: str | None) -> None:
     for split, name in files.items():
         path = root / name
         if not path.is_file():
-            make = (
-                'run tools/dataset_converters/digits_detection.py'
-                if plan.set == 'digits'
-                else f'put the set there (see {SETS[plan.set].configs}/README.md) or name its '
-                'folder with --data-root'
-            )
+            own = SETS[plan.set]
             raise FileNotFoundError(
-                f'The {split} split of {plan.set}, {path}, is not there: {make}.'
+                f'The {split} split of {plan.set}, {path}, is not there: '
+                f'{own.make.format(configs=own.configs)}.'
             )
     checkpoint = Path(cfg.model.teacher.checkpoint)
     if not checkpoint.is_file():
@@ -319,7 +340,7 @@ def options_of(
     options = [
         *run_options(run.steps, WARMUP, run.seed, start or run.init),
         f'train_dataloader.batch_size={own.batch}',
-        *(f'model.student.{name}={value}' for name, value in SIZES[run.size].items()),
+        *(f'model.student.{name}={value}' for name, value in own.sizes[run.size].items()),
     ]
     if run.row == 'mixture, blocks first':
         # In the first part alone, whatever the steps.
@@ -437,7 +458,7 @@ class Benchmark:
 
     def _scenes(self, run: Run) -> Path | None:
         """Finished scenes for a run; None where none are drawn, and for the run that makes them."""
-        maker = Run(run.set, max(SIZES), START, 'inherit', run.seed, 0)
+        maker = Run(run.set, SETS[run.set].size, START, 'inherit', run.seed, 0)
         if run == maker or not run.draws_scenes:
             return None
         return self._started(maker) / 'synthetic'
@@ -487,7 +508,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--inits', nargs='+', choices=INITS, default=list(INITS))
     parser.add_argument(
-        '--sizes', nargs='+', type=int, choices=SIZES, default=list(SIZES),
+        '--sizes', nargs='+', type=int, choices=ALL_SIZES, default=ALL_SIZES,
         help="most of the teacher's parameters, in percent",
     )  # fmt: skip
     parser.add_argument('--seeds', nargs='+', type=int, help="the preset's by default")
