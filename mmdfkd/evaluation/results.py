@@ -43,6 +43,10 @@ teacher (:mod:`~mmdfkd.evaluation.teacher_passes`).
 """
 
 
+#: What ``row`` names, where it is not images.
+ROW_NAMES = {'heads': 'heads', 'head_cost': 'heads'}
+
+
 class ResultError(ValueError):
     """A result line or a document with results is not as it must be."""
 
@@ -189,7 +193,7 @@ def results_markdown(results: list[dict[str, Any]]) -> str:
     )
     columns = {
         'set': lambda g: g[0]['set'],
-        'images': lambda g: g[0]['row'],
+        ROW_NAMES.get(results[0]['benchmark'], 'images'): lambda g: g[0]['row'],
         'start': lambda g: g[0]['init'],
         'student': lambda g: f'{100 * g[0]["student"]:.0f} %',
     }

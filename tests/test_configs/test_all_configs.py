@@ -77,6 +77,7 @@ def test_its_model_builds_and_its_run_is_whole(name):
     # DETRs, whose decoders keep theirs; DETR R18 is what mmdet publishes.
     parts = ('coco', 'cifar10', 'mnist', 'digits_deit', 'dfkt', 'digits_detr', 'aerial_cars')
     half = any(f'/{part}/' in name for part in parts) or name == 'configs/dfkd_detr.py'
+    half = half or name.endswith('_cifar10.py')
     share = 0.7 if 'detr-r18' in name else 0.5 if half else 0.4
     assert student < share * teacher
     assert cfg.train_cfg.val_interval <= cfg.train_cfg.max_iters

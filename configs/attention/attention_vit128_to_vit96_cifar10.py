@@ -1,0 +1,11 @@
+# Attention transfer: the class token's row, a mean over heads.
+#   python tools/train.py configs/attention/attention_vit128_to_vit96_cifar10.py
+_base_ = '../cifar10/dfkd_vit.py'
+model = dict(
+    heads=[
+        dict(type='mmdfkd.LogitHead'),
+        dict(
+            type='mmdfkd.AttentionHead',
+            taps_student=['backbone.layers.2.attn.qkv', 'backbone.layers.4.attn.qkv'],
+            taps_teacher=['backbone.layers.3.attn.qkv', 'backbone.layers.5.attn.qkv']),
+    ])

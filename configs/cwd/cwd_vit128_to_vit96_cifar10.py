@@ -1,0 +1,12 @@
+# CWD: where each channel peaks (Shu et al., ICCV 2021); the published weight of a level.
+#   python tools/train.py configs/cwd/cwd_vit128_to_vit96_cifar10.py
+_base_ = '../cifar10/dfkd_vit.py'
+model = dict(
+    heads=[
+        dict(type='mmdfkd.LogitHead'),
+        dict(
+            type='mmdfkd.ChannelWiseHead',
+            taps_student=['backbone.layers.4'],
+            taps_teacher=['backbone.layers.5'],
+            loss_weight=10.0),
+    ])

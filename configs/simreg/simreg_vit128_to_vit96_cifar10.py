@@ -1,0 +1,8 @@
+# SimReg: the direction of the class token, by an MLP (Navaneet et al., BMVC 2021).
+#   python tools/train.py configs/simreg/simreg_vit128_to_vit96_cifar10.py
+_base_ = '../cifar10/dfkd_vit.py'
+model = dict(
+    heads=[
+        dict(type='mmdfkd.LogitHead'),
+        dict(type='mmdfkd.SimRegHead'),
+    ])

@@ -1,0 +1,153 @@
+"""The benchmark of heads: its rows differ in nothing but heads, and it goes on where it stopped."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+from mmengine.config import Config
+from tiny_runs import ROOT
+
+from mmdfkd.evaluation import insert_tables, read_results
+
+
+@pytest.fixture(scope='module')
+def tool():
+    path = ROOT / 'tools' / 'benchmarks' / 'heads.py'
+    spec = importlib.util.spec_from_file_location('heads_benchmark', path)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def _line(tool, run, lines, accuracy):
+    return dict(
+        benchmark='heads',
+        set=run.set,
+        student=0.4951,
+        row=run.row,
+        init=run.init,
+        seed=run.seed,
+        metrics=tool.Benchmark.metrics(run, lines, accuracy),
+        teacher=80.0,
+        ceiling=tool.Benchmark.ceiling(run, lines, accuracy),
+        steps=run.steps,
+        seconds=200.0,
+        threads=2,
+        commit='abc1234',
+        command='python tools/train.py',
+        synthesis_seconds=10.0,
+    )
+
+
+def _work_off(tool, plan, out, accuracy=lambda run: 50.0):
+    """Runs in the order they would be made, each written down as done."""
+    made = []
+    while (run := tool.next_run(plan, lines := tool.finished_runs(out, tool.identity))) is not None:
+        made.append(run)
+        with out.open('a') as stream:
+            stream.write(json.dumps(_line(tool, run, lines, accuracy(run))) + '\n')
+        assert len(made) < 300
+    return made
+
+
+def test_quick_has_the_named_rows_on_both_kinds_of_images(tool, tmp_path):
+    out = tmp_path / 'heads.jsonl'
+    made = _work_off(tool, tool.Plan(), out)
+    named = {'labels only', 'KL', *(f'KL + {n}' for n in ('manifold', 'probe', 'ViTKD', 'TaT'))}
+    assert {run.row for run in made} == named | {'KL + aligned features'}
+    # What others are measured against comes first.
+    assert (made[0].images, made[0].row) == ('real', 'KL')
+    assert [run.images for run in made] == ['real'] * 7 + ['data-free'] * 7
+    assert {(run.init, run.seed, run.steps) for run in made} == {('random', 0, 400)}
+    assert len({run.name for run in made}) == len(made)
+    # What is done is not done again.
+    assert tool.next_run(tool.Plan(), tool.finished_runs(out, tool.identity)) is None
+    lines = out.read_text().splitlines()
+    out.write_text('\n'.join(lines[:3] + lines[4:]) + '\n')
+    assert _work_off(tool, tool.Plan(), out) == [made[3]]
+    text = tool.describe(tool.Plan(steps=800), tool.finished_runs(out, tool.identity))
+    assert 'to run   cifar10 real, random: KL + TaT, 800 steps, seed 0 (about 400 s)' in text
+
+
+def test_full_has_every_row_and_three_seeds(tool, tmp_path):
+    seeds = tool.SEEDS['full']
+    plan = tool.Plan('full', inits=tool.INITS, seeds=seeds)
+    made = _work_off(tool, plan, tmp_path / 'heads.jsonl')
+    assert {run.row for run in made} == set(tool.ROWS) and {run.seed for run in made} == set(seeds)
+    assert not {run.row for run in made if run.init == 'random'} & set(tool.INHERITED_ROWS)
+    # A seed is whole before the next begins.
+    assert [run.seed for run in made] == sorted(run.seed for run in made)
+
+
+def test_gains_are_those_over_the_same_seed(tool, tmp_path):
+    out = tmp_path / 'heads.jsonl'
+    rows = ['KL', 'KL + TaT']
+    found = {('KL', 0): 50.0, ('KL', 1): 40.0, ('KL + TaT', 0): 51.5, ('KL + TaT', 1): 42.5}
+    plan = tool.Plan(rows=rows, seeds=(0, 1))
+    _work_off(tool, plan, out, lambda run: found[run.row, run.seed] - 9 * (run.images != 'real'))
+    table = insert_tables(
+        '<!-- results:heads set=cifar10_data-free --><!-- /results -->', read_results(out)
+    )
+    assert '| heads |' in table and 'KL + TaT | random | 50 % | 38.00 ± 6.36 | 2.00 ± 0.71' in table
+    # Nothing to be measured against is no gain.
+    assert tool.Benchmark.metrics(tool.Run('real', 'KL + TaT', 'random', 5, 400), {}, 60.0) == {
+        'accuracy': 60.0
+    }
+
+
+def test_rows_differ_from_the_main_job_in_their_heads_alone(tool, tmp_path):
+    main = {
+        images: Config.fromfile(path).to_dict()
+        for images, path in (('data-free', tool.MAIN_CONFIG), ('real', tool.REAL_CONFIG))
+    }
+    heads = set()
+    for row in tool.ROWS:
+        same = []
+        for images, base in main.items():
+            run = tool.Run(images, row, 'random', 0, 400)
+            cfg = Config.fromfile(tool.row_config(run, tmp_path)).to_dict()
+            mine = cfg['model'].pop('heads')
+            heads.add(json.dumps(mine))
+            same.append(mine)
+            assert cfg == dict(base, model={k: v for k, v in base['model'].items() if k != 'heads'})
+        assert same[0] == same[1], row
+        if row.startswith('KL'):
+            assert same[0][0] == dict(type='mmdfkd.LogitHead'), row
+    assert len(heads) == len(tool.ROWS)
+
+
+@pytest.mark.parametrize('images', ['real', 'data-free'])
+@pytest.mark.parametrize('steps', [400, 3])
+def test_options_change_what_is_there(tool, images, steps, tmp_path):
+    """Every setting of a run exists in its config; schedules fit into short runs."""
+    run = tool.Run(images, 'KL', 'random', 5, steps)
+    config = tool.row_config(run, tmp_path)
+    cfg = Config.fromfile(config)
+    options = dict(option.split('=') for option in tool.options_of(run, config))
+    for key in options:
+        where = cfg
+        for part in key.split('.'):
+            where = where[int(part)] if part.isdigit() else where[part]
+        assert where is not None, key
+    assert options['randomness.seed'] == '5' and 'optim_wrapper.optimizer.lr' in options
+    warmup = int(options.get('param_scheduler.0.end', cfg.param_scheduler[0]['end']))
+    begin = int(options.get('param_scheduler.1.begin', cfg.param_scheduler[1]['begin']))
+    assert 0 < warmup == begin < steps == int(options['param_scheduler.1.end'])
+    assert int(options['param_scheduler.1.T_max']) == steps - warmup
+
+
+def test_another_folder_of_the_set_is_read_and_not_shown(tool, tmp_path):
+    benchmark = tool.Benchmark(tmp_path, 'work_dirs/x', data_root='/elsewhere/cifar')
+    run = tool.Run('real', 'KL + TaT', 'random', 0, 400)
+    command = benchmark.command(run, tmp_path / run.name)
+    assert 'train_dataloader.dataset.data_root=/elsewhere/cifar/' in command
+    shown = benchmark._shown(command)
+    assert '/elsewhere' not in shown and str(tmp_path) not in shown
+    with pytest.raises(FileNotFoundError, match=r'test split of CIFAR-10.*--data-root'):
+        tool.check_files(tool.Plan(), str(tmp_path))
+    with pytest.raises(SystemExit):
+        tool.parse_args(['--out', str(tmp_path / 'other.jsonl')])
