@@ -11,12 +11,14 @@ from torch import Tensor
 
 @dataclass
 class Targets:
-    """What a synthetic image is meant to show.
+    """What a synthetic image is meant to show, and what is known of it.
 
     Attributes:
         labels: Class indices ``[B]`` (classification), or None.
         boxes: Per image, boxes ``[N, 4]`` as xyxy pixels (detection), or None.
         box_labels: Per image, class indices ``[N]`` of the boxes, or None.
+        answers: Logits of a classifying teacher that were kept with the images, ``[B, classes]``;
+            rows of NaN where there are none. None if there are none at all.
         plan: What the adapter derived from the boxes on first use (they do not move afterwards); a
             value of its own, read by no one else.
     """
@@ -24,6 +26,7 @@ class Targets:
     labels: Tensor | None = None
     boxes: list[Tensor] | None = None
     box_labels: list[Tensor] | None = None
+    answers: Tensor | None = None
     plan: Any = field(default=None, repr=False)
 
 

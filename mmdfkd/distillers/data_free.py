@@ -12,7 +12,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 
-from mmdfkd.adapters import Memory, Normalizer, Observation, Response, Targets
+from mmdfkd.adapters import Normalizer, Observation, Targets
 from mmdfkd.datasets.synthetic import check_size
 from mmdfkd.inheritance import InheritanceReport, inherit
 from mmdfkd.registry import MODELS, TASK_UTILS
@@ -25,6 +25,7 @@ from mmdfkd.utils.key_report import check_keys, load_strict
 
 from .balance import GradientBalance
 from .networks import build_network
+from .stored_labels import answered
 from .student import Student, evaluating
 from .student_spec import STARTS, student_config
 from .teacher import Teacher
@@ -127,6 +128,10 @@ class DataFreeDistiller(BaseModel):
         self.source: SyntheticSource = MODELS.build(source)
         if self.teacher.replayed:
             self._check_replay()
+        # Whether kept answers may stand for the teacher, head by head.
+        parts = self.source.modules()
+        kept = any(getattr(part, 'gives_answers', False) for part in parts)
+        self._content = [kept and self._wants_answers_alone(h) for h in self.student.heads]
 
         # Set by DistillHook before the weights are initialised and before each step.
         self.seed: int | None = None
@@ -184,22 +189,36 @@ class DataFreeDistiller(BaseModel):
                 f'{type(self.source).__name__} makes images with the teacher, which is not run '
                 'where its labels are stored.'
             )
-        image = torch.zeros(1, 3, *self.default_image_size)
-        image = image.to(next(self.student.parameters()).device)
-        adapter = self.student.adapter
-        memory = adapter.encode(image, self.student.needs.taps_student)
-        mine = Observation(memory, response=adapter.answer(memory, None))
-        stored = Response(logits=mine.response.logits.detach())
-        theirs = Observation(Memory((), memory.image_size), response=stored)
-        targets = Targets(labels=torch.zeros(1, dtype=torch.long, device=image.device))
         for head in self.student.heads:
-            try:
-                head(mine, theirs, targets, image)
-            except (IndexError, KeyError, AttributeError) as error:
+            if not self._wants_answers_alone(head):
                 raise ValueError(
                     f'{type(head).__name__} reads more of the teacher than its class '
                     'probabilities, which is all that is stored.'
-                ) from error
+                )
+
+    @torch.no_grad()
+    def _wants_answers_alone(self, head: nn.Module) -> bool:
+        """Whether a head reads nothing of a classifying teacher but its logits: it is tried."""
+        needs = head.needs
+        if self.teacher.adapter.detects or not needs.teacher_response and not needs.response:
+            return False
+        if needs.taps_teacher or needs.fresh or needs.extra_teachers:
+            return False
+        adapter = self.student.adapter
+        image = torch.zeros(1, 3, *self.default_image_size)
+        image = image.to(next(self.student.parameters()).device)
+        with evaluating(self.student):
+            memory = adapter.encode(image, needs.taps_student)
+            mine = Observation(memory, response=adapter.answer(memory, None))
+            theirs = answered(image, mine.response.logits)
+            # Nothing of a teacher that is not run can be read.
+            theirs.memory = None
+            targets = Targets(labels=torch.zeros(1, dtype=torch.long, device=image.device))
+            try:
+                head(mine, theirs, targets, image)
+            except (IndexError, KeyError, AttributeError):
+                return False
+        return True
 
     # What is saved beside the plain student ---------------------------------------------------
 
@@ -374,17 +393,11 @@ class DataFreeDistiller(BaseModel):
         # The teacher too: under mixed precision it is the larger part of a step.
         with wrapper.optim_context(self.student):
             needs = self.student.active_needs
-            observation = self.teacher.observe(
-                images,
-                needs.taps_teacher,
-                needs.teacher_response,
-                fresh=needs.fresh,
-                seed=self.seed,
-                # Of an ordinary dataset the place in the run.
-                serials=[
-                    item.get('g', self.iteration * len(items) + i) for i, item in enumerate(items)
-                ],
-            )
+            # Of an ordinary dataset the place in the run.
+            serials = [
+                item.get('g', self.iteration * len(items) + i) for i, item in enumerate(items)
+            ]
+            observation = self._observe(images, targets, serials)
             observation.others = tuple(
                 extra.observe(images, (), True)
                 for extra in self.extra_teachers[: needs.extra_teachers]
@@ -397,6 +410,31 @@ class DataFreeDistiller(BaseModel):
         if self.student.balance is not None:
             log.update(self.student.balance.log())
         return log
+
+    def _observe(self, images: Tensor, targets: Targets, serials: list[int]) -> Observation:
+        """Ask the teacher what the heads at work want; not about images of known answers."""
+        needs = self.student.active_needs
+
+        def ask(images: Tensor, serials: list[int]) -> Observation:
+            return self.teacher.observe(
+                images,
+                needs.taps_teacher,
+                needs.teacher_response,
+                fresh=needs.fresh,
+                seed=self.seed,
+                serials=serials,
+            )
+
+        heads = zip(self.student.heads, self._content, strict=True)
+        if targets.answers is None or not all(fine for head, fine in heads if head.active):
+            return ask(images, serials)
+        logits = targets.answers.to(images.device)
+        unknown = logits.isnan().any(1).nonzero().flatten().tolist()
+        if unknown:
+            seen = ask(images[unknown], [serials[i] for i in unknown]).response.logits
+            logits = logits.clone()
+            logits[unknown] = seen.to(logits.dtype)
+        return answered(images, logits)
 
     def _check_finite(self, losses: Mapping[str, Tensor]) -> None:
         values = {name: float(value.detach()) for name, value in losses.items()}

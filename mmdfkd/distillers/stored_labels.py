@@ -21,6 +21,12 @@ def checksums(images: Tensor) -> list[int]:
     return [crc32(image.contiguous().numpy()) for image in pixels]
 
 
+def answered(images: Tensor, logits: Tensor) -> Observation:
+    """What a teacher that was not run says: its logits ``[B, C]``, and nothing else."""
+    size = (images.shape[-2], images.shape[-1])
+    return Observation(Memory(feats=(), image_size=size), response=Response(logits=logits))
+
+
 class StoredLabels:
     """The ``K`` largest probabilities of a classifier for each sample of a run (TinyViT).
 
@@ -108,5 +114,4 @@ class StoredLabels:
         rows = torch.as_tensor(list(serials))
         kept = SparseLabels(classes[rows].long(), probabilities[rows].float())
         logits = dense_labels(kept, self.num_classes).clamp_min(_LEAST).log().to(images.device)
-        size = (images.shape[-2], images.shape[-1])
-        return Observation(Memory(feats=(), image_size=size), response=Response(logits=logits))
+        return answered(images, logits)

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from .priors.parts import attention_layers, patch_size
+
+_PAUSED = ContextVar('paused', default=False)
 
 
 @dataclass
@@ -34,8 +37,20 @@ class PassCount:
 
 
 @contextmanager
+def uncounted() -> Iterator[None]:
+    """Passes in this context count nowhere: who only watches a run takes nothing of its budget."""
+    token = _PAUSED.set(True)
+    try:
+        yield
+    finally:
+        _PAUSED.reset(token)
+
+
+@contextmanager
 def counted(net: nn.Module, size: tuple[int, int]) -> Iterator[PassCount]:
     """Count the passes through a network's backbone while the context is open.
+
+    Those within :func:`uncounted` do not count.
 
     Args:
         net (nn.Module): The network.
@@ -51,12 +66,16 @@ def counted(net: nn.Module, size: tuple[int, int]) -> Iterator[PassCount]:
         tokens = layers[0].prefix_tokens + (size[0] // patch[0]) * (size[1] // patch[1])
 
     def seen(inputs: torch.Tensor, share: float) -> None:
+        if _PAUSED.get():
+            return
         count.dense += len(inputs) * share
         with_gradient = torch.is_grad_enabled() and inputs.requires_grad
         count.work += len(inputs) * share * (2 if with_gradient else 1)
 
     def whole(_: nn.Module, args: tuple, __) -> None:
         images = args[0]
+        if _PAUSED.get():
+            return
         if torch.is_grad_enabled() and images.requires_grad:
             count.steps += len(images)
         else:

@@ -219,3 +219,68 @@ def test_bad_arguments(teacher):
         replay(source=dict(type='mmdfkd.RenderedSource'))
     with pytest.raises(ValueError, match='lower capacity to 5,'):
         prepared(teacher, bank=dict(capacity=10, max_bytes=5 * 3 * 256))
+
+
+@pytest.mark.parametrize('views', [0, 3])
+@pytest.mark.parametrize('topk', [None, 2])
+def test_answers_are_those_to_the_images_drawn(teacher, views, topk):
+    augment = dict(type='mmdfkd.LightAugment') if views else None
+    bank = dict(capacity=18, topk=topk, full_precision=('logits',))
+    source = prepared(teacher, answers=True, views=views, augment=augment, bank=bank)
+    images, targets = source.draw(ITEMS)
+    chosen = list(source._chosen(ITEMS))
+    known = ~targets.answers.isnan().any(1)
+    assert known.nonzero().flatten().tolist() == sorted(chosen)
+    with torch.no_grad():
+        teacher.net.eval()
+        logits = teacher.answer(teacher.encode(images[known]), None).logits
+    if topk is None:
+        torch.testing.assert_close(targets.answers[known], logits)
+        again = source.draw(ITEMS[3:9])
+        assert torch.equal(again[0], images[3:9])
+        assert torch.equal(again[1].answers.nan_to_num(), targets.answers[3:9].nan_to_num())
+    else:
+        values, places = logits.softmax(1).topk(2)
+        kept = targets.answers[known].exp().gather(1, places)
+        torch.testing.assert_close(kept, values, atol=2e-3, rtol=0)
+    # Views of one image differ: its answers are not all alike.
+    ids = source.bank.ids
+    answers = source.bank.take(ids)[2]['logits']
+    assert answers.shape == ((10, 3, 5) if views else (10, 5))
+    assert not views or (answers[:, 0] != answers[:, 1]).any(1).all()
+
+
+def test_no_answers_where_the_images_are_others(teacher):
+    """Augmented anew, refined, or of the inner source."""
+    light = dict(type='mmdfkd.LightAugment')
+    source = prepared(teacher, answers=True, augment=light)
+    assert not source.gives_answers and source.draw(ITEMS)[1].answers is None
+    inner = dict(type='mmdfkd.ReplaySource', source=POOL, prefill=10, answers=True, augment=None)
+    refined = MODELS.build(dict(type='mmdfkd.RefinedSource', source=inner, share=0.5))
+    refined.prepare(teacher, seed=1, image_size=(16, 16), device='cpu')
+    refined.fill(teacher)
+    before, known = refined.draw(ITEMS)
+    refined._keep(torch.full((4, 3, 16, 16), 9, dtype=torch.uint8))
+    after, left = refined.draw(ITEMS)
+    changed = (before != after).flatten(1).any(1)
+    was, still = (~t.answers.isnan().any(1) for t in (known, left))
+    assert changed.any() and torch.equal(still, was & ~changed) and still.any()
+    with pytest.raises(ValueError, match='views=2 are augmentations'):
+        replay(views=2, augment=light)
+    with pytest.raises(ValueError, match='views=2 are augmentations'):
+        replay(views=2, answers=True, augment=None)
+
+
+def test_comparisons_by_kept_views(teacher, student, monkeypatch):
+    source = prepared(
+        teacher,
+        answers=True,
+        views=2,
+        augment=dict(type='mmdfkd.LightAugment'),
+        bank=dict(capacity=18, policy='disagreement'),
+        measure_every=1,
+        every=0,
+    )
+    passes = []
+    monkeypatch.setattr(teacher, 'encode', lambda *a, **k: passes.append(1))
+    assert source.refresh(teacher, student, 1)['replay/disagreement'] > 0 and not passes

@@ -67,7 +67,7 @@ def encode(
     for name, value in answers.items():
         exact = name in full_precision
         if name == 'logits' and topk is not None:
-            meta['classes'] = str(value.shape[1])
+            meta['classes'] = str(value.shape[-1])
             values, indices = sparse_probabilities(value.detach(), topk)
             put('topk.values', values)
             put('topk.indices', indices)

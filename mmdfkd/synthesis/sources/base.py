@@ -26,6 +26,9 @@ class SyntheticSource(BaseModule):
             enough.
         reads_images: Whether it reads image files that somebody has; a run with it is not
             data-free.
+        gives_answers: Whether what :meth:`draw` says of its images may hold the teacher's answers
+            (``Targets.answers``): a training step whose heads read nothing else does without the
+            teacher then.
 
     A source holds neither network: both are handed to it, and it leaves them exactly as they were
     (:func:`mmdfkd.synthesis.frozen.frozen`).
@@ -33,6 +36,7 @@ class SyntheticSource(BaseModule):
 
     needs_items = False
     reads_images = False
+    gives_answers = False
 
     def __init__(self) -> None:
         super().__init__()

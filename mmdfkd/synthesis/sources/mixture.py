@@ -201,7 +201,7 @@ def _shares(count: int, schedule: Sequence[tuple[int, Sequence[float]]]) -> np.n
 
 
 def joined_targets(count: int, found: list[tuple[list[int], Targets]]) -> Targets:
-    """Targets of a batch from those of its parts; only what every part has."""
+    """Targets of a batch from those of its parts: what every part has, and any known answers."""
 
     def in_order(name: str) -> list | None:
         values: list = [None] * count
@@ -218,4 +218,15 @@ def joined_targets(count: int, found: list[tuple[list[int], Targets]]) -> Target
         labels=None if labels is None else torch.stack(labels),
         boxes=None if box_labels is None else boxes,
         box_labels=None if boxes is None else box_labels,
+        answers=_joined_answers(count, found),
     )
+
+
+def _joined_answers(count: int, found: list[tuple[list[int], Targets]]) -> Tensor | None:
+    known = [(mine, targets.answers) for mine, targets in found if targets.answers is not None]
+    if not known:
+        return None
+    answers = known[0][1].new_full((count, known[0][1].shape[1]), float('nan'))
+    for mine, values in known:
+        answers[mine] = values
+    return answers

@@ -253,6 +253,8 @@ class RefinedSource(RetreatingSource):
         if self.augment is not None:
             fresh = self.augment(fresh, self.seed, [items[p]['g'] for p in positions])
         images[positions] = fresh
+        if targets.answers is not None:
+            targets.answers[positions] = float('nan')
         return images, targets
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:

@@ -19,6 +19,8 @@ from .mixture import joined_targets
 #: Indices of the images to keep start here: no random numbers are shared with images that are
 #: drawn.
 _OFFSET = 1 << 43
+#: Indices of the views whose answers are kept.
+_VIEWS = 1 << 44
 _LABELS = (None, 'source', 'teacher')
 
 
@@ -32,8 +34,12 @@ class ReplaySource(BankedSource):
 
     With ``bank=dict(policy='disagreement')`` both networks are compared on ``measure`` images of
     the bank from time to time, those first that would be drawn most: the bank prefers images on
-    which teacher and student differ, the less the older they are. Kept ``answers`` spare the
-    teacher's forward there.
+    which teacher and student differ, the less the older they are.
+
+    **Kept answers** (``answers``) spare the teacher's forward: there, and in the training step
+    where its heads read nothing else of the teacher. That takes images that are drawn as they were
+    answered: without augmentation, or in one of ``views`` augmentations of each whose seeds are
+    kept with their answers (TinyViT, Wu et al., ECCV 2022).
 
     Args:
         source (Mapping): Config of the inner source; one that needs no rendered items.
@@ -48,6 +54,9 @@ class ReplaySource(BankedSource):
             ``bank=dict(balance_classes=True)`` draws by it.
         answers (bool): Whether a classifier's logits are kept with the images; see ``topk`` of the
             bank.
+        views (int): With ``answers``: how many augmentations of an image are answered when it is
+            kept; draws from the bank are these. 0 augments every draw anew, and the answers are
+            those of the image itself.
         measure (int): Images compared at once, of each process, for the policy
             ``'disagreement'``.
         measure_every (int): Training steps between two comparisons.
@@ -68,6 +77,7 @@ class ReplaySource(BankedSource):
         bank: Mapping | None = None,
         labels: str | None = None,
         answers: bool = False,
+        views: int = 0,
         measure: int = 64,
         measure_every: int = 10,
         augment: Mapping | None = dict(type='mmdfkd.LightAugment'),
@@ -85,6 +95,11 @@ class ReplaySource(BankedSource):
             raise ValueError(f'ReplaySource: share is from 0 to 1, got {share}.')
         if labels not in _LABELS:
             raise ValueError(f'ReplaySource: labels must be one of {_LABELS}, got {labels!r}.')
+        if views < 0 or (views and not (answers and augment)):
+            raise ValueError(
+                f'ReplaySource: views={views} are augmentations of which the answers are kept: it '
+                'is at least 0, and above 0 it takes answers=True and an augment.'
+            )
         self.source = MODELS.build(source)
         if self.source.needs_items:
             raise TypeError(
@@ -99,6 +114,8 @@ class ReplaySource(BankedSource):
         self.bank_cfg = dict(bank or {})
         self.labels = labels
         self.answers = answers
+        self.views = views
+        self.gives_answers = answers and (views > 0 or augment is None)
         self.measure = measure
         self.measure_every = measure_every
         self.augment = None if augment is None else TASK_UTILS.build(augment)
@@ -167,16 +184,44 @@ class ReplaySource(BankedSource):
         if not mine:
             return
         images, shown = self.source.draw([dict(g=_OFFSET + number) for number in mine])
-        targets, found = Targets(), None
+        # As they are kept, in whole grey levels: the answers are to these.
+        images = images.mul(255).round_().clamp_(0, 255).to(torch.uint8)
+        targets, found = Targets(), {}
         if self.labels == 'source':
             targets = Targets(shown.labels, shown.boxes, shown.box_labels)
         if self.answers or self.labels == 'teacher':
-            with frozen(teacher.net):
-                logits = teacher.answer(teacher.encode(images), None).logits
+            whole = images.float().div_(255)
+            logits = None
+            if self.labels == 'teacher' or not self.views:
+                logits = self._asked(teacher, whole)
             if self.labels == 'teacher':
                 targets = Targets(labels=logits.argmax(1))
-            found = dict(logits=logits) if self.answers else None
+            if self.answers and self.views:
+                found = self._viewed(teacher, whole, mine)
+            elif self.answers:
+                found = dict(logits=logits)
         self.bank.append(images, targets, iteration=iteration, answers=found)
+
+    @staticmethod
+    def _asked(teacher: Adapter, images: Tensor) -> Tensor:
+        with frozen(teacher.net):
+            return teacher.answer(teacher.encode(images), None).logits
+
+    def _viewed(self, teacher: Adapter, images: Tensor, numbers: list[int]) -> dict[str, Tensor]:
+        """The seeds of each image's views and the answers to them."""
+        seeds = torch.tensor(numbers)[:, None] * self.views + torch.arange(self.views) + _VIEWS
+        views = (self.augment(images, self.seed, column.tolist()) for column in seeds.T)
+        answers = torch.stack([self._asked(teacher, view) for view in views], 1)
+        return dict(logits=answers, seeds=seeds)
+
+    def _view(
+        self, images: Tensor, answers: Mapping[str, Tensor], which: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """One view of each image, and the answers to them."""
+        rows, which = torch.arange(len(images)), torch.as_tensor(which)
+        seeds = answers['seeds'].cpu()[rows, which].tolist()
+        logits = answers['logits']
+        return self.augment(images, self.seed, seeds), logits[rows, which.to(logits.device)]
 
     @torch.no_grad()
     def _compare(self, teacher: Adapter, student: Adapter, iteration: int) -> float:
@@ -185,10 +230,13 @@ class ReplaySource(BankedSource):
         count = min(self.measure, len(self.bank))
         ids = np.unique(self.bank.pick(rng, count, iteration))
         images, _, answers = self.bank.take(ids, self.device)
+        logits = None if answers is None else answers['logits']
+        if self.views:
+            images, logits = self._view(images, answers, [0] * len(images))
         with frozen(teacher.net, student.net):
             ctx = SynthesisContext(images, Targets(), teacher, student)
-            if answers is not None:
-                ctx.teacher_response = Response(logits=answers['logits'])
+            if logits is not None:
+                ctx.teacher_response = Response(logits=logits)
             else:
                 ctx.probe = teacher.propose(ctx.teacher_memory)
             mine, theirs = ctx.student_response.logits, ctx.teacher_response.logits
@@ -207,9 +255,15 @@ class ReplaySource(BankedSource):
         rest = [position for position in range(len(items)) if position not in chosen]
         if not chosen:
             return self.source.draw(items)
-        taken, targets, _ = self.bank.take(np.array(list(chosen.values())), self.device)
-        if self.augment is not None:
-            taken = self.augment(taken, self.seed, [items[p]['g'] for p in chosen])
+        taken, targets, answers = self.bank.take(np.array(list(chosen.values())), self.device)
+        indices = [items[p]['g'] for p in chosen]
+        if self.views:
+            which = [int(self.rng('replay-view', g).integers(self.views)) for g in indices]
+            taken, targets.answers = self._view(taken, answers, which)
+        elif self.augment is not None:
+            taken = self.augment(taken, self.seed, indices)
+        elif answers is not None:
+            targets.answers = answers['logits']
         images = taken.new_empty((len(items), *taken.shape[1:]))
         images[list(chosen)] = taken
         found = [(list(chosen), targets)]
