@@ -10,6 +10,7 @@ from .cross_kd import CrossKDHead
 from .cwd import ChannelWiseHead
 from .dense_response import DenseResponseHead
 from .distillation_token import DistillationTokenHead
+from .early_feature import EarlyFeatureHead
 from .encoder_memory import EncoderMemoryHead
 from .feature import FeatureHead
 from .generation import GenerationHead
@@ -21,6 +22,7 @@ from .pyramid import PyramidHead
 from .query_aligned import QueryAlignedHead
 from .query_hungarian import HungarianQueryHead
 from .query_prior import QueryPriorHead
+from .recalibration import RecalibrationHead
 from .relation import ManifoldHead, QKVRelationHead, RKDHead, SelfSimilarityHead
 from .roi import RoIResponseHead
 from .rpn import RPNResponseHead
@@ -38,6 +40,7 @@ __all__ = [
     'DenseResponseHead',
     'DistillHead',
     'DistillationTokenHead',
+    'EarlyFeatureHead',
     'EncoderMemoryHead',
     'FeatureHead',
     'GenerationHead',
@@ -55,6 +58,7 @@ __all__ = [
     'QueryPriorHead',
     'RKDHead',
     'RPNResponseHead',
+    'RecalibrationHead',
     'RoIResponseHead',
     'SelfSimilarityHead',
     'SimRegHead',

@@ -1,7 +1,7 @@
 from torch import Tensor, nn
 
 from mmdfkd.adapters import Observation, Targets
-from mmdfkd.losses import distillation_token
+from mmdfkd.losses import distillation_token, label_cross_entropy
 from mmdfkd.registry import MODELS
 
 from .base import DistillHead, Needs
@@ -20,6 +20,7 @@ class DistillationTokenHead(DistillHead):
         mode (str): ``'hard'``: the teacher's first class, or ``'soft'``: its probabilities.
             Defaults to ``'hard'``.
         alpha (float): Share of the distillation token, in [0, 1]. Defaults to 0.5, as published.
+            With 0 and target labels the teacher has no say: DearKD's second stage.
         temperature (float): Of the soft mode. Defaults to 1, as released.
         labels (str): Of the class token: ``'teacher'`` takes the teacher's first class,
             ``'target'`` the class that the image is meant to show. Defaults to ``'teacher'``.
@@ -49,6 +50,8 @@ class DistillationTokenHead(DistillHead):
                 f"DistillationTokenHead: labels must be 'teacher' or 'target', not {labels!r}."
             )
         self.labels = labels
+        if alpha == 0 and labels == 'target':
+            self.needs = Needs()
         self.options = {
             'mode': mode,
             'alpha': alpha,
@@ -81,7 +84,7 @@ class DistillationTokenHead(DistillHead):
             raise RuntimeError(
                 'DistillationTokenHead: bind has to be called before the first forward.'
             )
-        if teacher.response is None:
+        if self.needs.teacher_response and teacher.response is None:
             raise ValueError("DistillationTokenHead needs the teacher's response.")
         labels = targets.labels if self.labels == 'target' else None
         if self.labels == 'target' and labels is None:
@@ -92,6 +95,10 @@ class DistillationTokenHead(DistillHead):
         (head,) = self._classifier
         # The head's own forward averages the two classifiers.
         class_token, token = head.pre_logits(student.memory.feats)
+        if not self.needs.teacher_response:
+            logits = head.layers.head(class_token)
+            smoothing = self.options['label_smoothing']
+            return {'loss_token': label_cross_entropy(logits, labels, label_smoothing=smoothing)}
         loss = distillation_token(
             head.layers.head(class_token),
             head.layers.head_dist(token),

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from mmdfkd.adapters import Adapter
 from mmdfkd.models import MiniViT
+from mmdfkd.models.backbones.plain_vit import PlainViT
 
-from .families import build_heir
-from .multiplex import inherit_multiplexed
+from .families import Heir, build_heir
+from .multiplex import inherit_multiplexed, inherit_whole
+from .recipe import Recipe, recipe_of
 from .report import InheritanceReport
-from .transformer import MAX_TOKENS, inherit_backbone
-
-METHODS = ('slice', 'select')
+from .transformer import MAX_TOKENS
 
 
 def _batches(images: Tensor, size: int) -> list[Tensor]:
@@ -26,14 +26,18 @@ def inherit(
     images: Tensor,
     method: str = 'slice',
     batch_size: int = 32,
+    **options: str | None,
 ) -> InheritanceReport:
     """Write the weights of ``student`` in place, from its teacher's.
 
     ``'slice'`` rotates the stream of tokens, and the pyramid, to their leading directions on
     ``images``, keeps the heads, units and blocks that matter there, and refits every linear layer
     by least squares on the student's own inputs. ``'select'`` keeps evenly spread blocks, channels,
-    heads and units as they are. Where nothing is cut, both copy. A student with
-    :class:`mmdfkd.models.MiniViT` is started by its ``multiplex``, whatever the method.
+    heads and units as they are. ``options`` exchange parts of either. Where nothing is cut, all
+    copy. A student with
+    :class:`mmdfkd.models.MiniViT` is started by its ``multiplex``, one with
+    :class:`mmdfkd.models.SlimmedViT` or :class:`mmdfkd.models.ConvAttentionViT` by its
+    ``take_over``, whatever the method.
 
     Args:
         teacher (Adapter): The trained network.
@@ -42,6 +46,8 @@ def inherit(
             most, is held out to measure the agreement.
         method (str): ``'slice'`` or ``'select'``. Defaults to ``'slice'``.
         batch_size (int): Images per forward. Defaults to 32.
+        **options: ``layers``, ``channels``, ``units`` and ``refit`` of
+            :func:`~mmdfkd.inheritance.recipe.recipe_of`.
 
     Returns:
         InheritanceReport: What was kept, and the agreement at 0 steps.
@@ -49,8 +55,7 @@ def inherit(
     Raises:
         ValueError: If the student cannot inherit from this teacher; says why.
     """
-    if method not in METHODS:
-        raise ValueError(f"Inheritance has no method '{method}': choose from {', '.join(METHODS)}.")
+    recipe = recipe_of(method, **options)
     if images.dim() != 4 or images.shape[1] != 3 or len(images) < 8:
         raise ValueError(
             f'Inheritance needs at least 8 RGB images [N, 3, H, W], not {tuple(images.shape)}.'
@@ -65,8 +70,11 @@ def inherit(
             "The student's data_preprocessor gives another input than the teacher's (mean, std "
             'or channel order): make them equal.'
         )
-    if isinstance(getattr(student.net, 'backbone', None), MiniViT):
+    backbone = getattr(student.net, 'backbone', None)
+    if isinstance(backbone, MiniViT):
         return inherit_multiplexed(teacher, student, images)
+    if isinstance(backbone, PlainViT):
+        return inherit_whole(teacher, student, images)
     heir = build_heir(teacher, student)
     start = time.perf_counter()
     parameter = next(student.net.parameters())
@@ -78,7 +86,7 @@ def inherit(
     student.net.eval()
     try:
         with torch.no_grad():
-            report = _inherit(heir, used, spared, method, batch_size)
+            report = _inherit(heir, used, spared, recipe, batch_size)
     finally:
         teacher.net.train(modes[0])
         student.net.train(modes[1])
@@ -87,29 +95,22 @@ def inherit(
 
 
 def _inherit(
-    heir, used: Tensor, spared: list[Tensor], method: str, batch_size: int
+    heir: Heir, used: Tensor, spared: list[Tensor], recipe: Recipe, batch_size: int
 ) -> InheritanceReport:
-    theirs, own = heir.views
-    tokens = theirs.embed(heir.teacher.normalizer(used[:1]))[0].shape[:-1].numel()
+    normalise = heir.teacher.normalizer
+    tokens = heir.tokens(normalise(used[:1]))
     few = used[: max(min(len(used), 8), MAX_TOKENS // tokens)]
     # At least eight batches, so that two are held out of the refits.
     few = _batches(few, max(1, min(batch_size, len(few) // 8)))
     many = _batches(used, batch_size)
-    normalise = heir.teacher.normalizer
-    plan = inherit_backbone(
-        theirs,
-        own,
-        ([normalise(b) for b in many], [normalise(b) for b in few]),
-        method,
-        heir.readout,
-        heir.distance,
-    )
-    maps = heir.finish(plan, method, few)
+    plan = heir.backbone(([normalise(b) for b in many], [normalise(b) for b in few]), recipe)
+    maps = heir.finish(plan, recipe, few)
     sizes = [
         sum(p.numel() for p in net.parameters()) for net in (heir.teacher.net, heir.student.net)
     ]
     report = InheritanceReport(
-        method=method,
+        method=recipe.method,
+        options=recipe.options(),
         layers=plan.layers,
         heads=plan.heads,
         stream_energy=plan.energy,

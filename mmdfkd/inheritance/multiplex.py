@@ -1,4 +1,4 @@
-"""A student whose layers share weights, started from a plain ViT."""
+"""A student with all of a plain ViT's weights: shared by layers, or beside others of its own."""
 
 import time
 
@@ -12,7 +12,6 @@ from .families import compare_answers
 from .report import InheritanceReport
 
 
-@torch.no_grad()
 def inherit_multiplexed(teacher: Adapter, student: Adapter, images: Tensor) -> InheritanceReport:
     """Start a classifier with :class:`mmdfkd.models.MiniViT` from its teacher.
 
@@ -27,14 +26,38 @@ def inherit_multiplexed(teacher: Adapter, student: Adapter, images: Tensor) -> I
     Raises:
         ValueError: If the teacher is no plain ViT, or of other sizes.
     """
+    return _inherit(teacher, student, images, 'multiplex')
+
+
+def inherit_whole(teacher: Adapter, student: Adapter, images: Tensor) -> InheritanceReport:
+    """Start a classifier that is its teacher and more, such as a :class:`mmdfkd.models.SlimmedViT`.
+
+    Args:
+        teacher (Adapter): As of :func:`inherit_multiplexed`.
+        student (Adapter): Likewise.
+        images (Tensor): Likewise.
+
+    Returns:
+        InheritanceReport: Method ``'take_over'``.
+
+    Raises:
+        ValueError: If the teacher is no plain ViT, or of other sizes.
+    """
+    return _inherit(teacher, student, images, 'take_over')
+
+
+@torch.no_grad()
+def _inherit(teacher: Adapter, student: Adapter, images: Tensor, method: str) -> InheritanceReport:
+    """Let the student's backbone do it by its ``method``; the head is copied."""
     start = time.perf_counter()
-    backbone, mini = teacher.net.backbone, student.net.backbone
+    backbone, own_backbone = teacher.net.backbone, student.net.backbone
     weights = backbone.state_dict()
     if family_of(weights) is None:
         raise ValueError(
-            f'MiniViT inherits from a plain ViT, not from a {type(backbone).__name__}.'
+            f'{type(own_backbone).__name__} inherits from a plain ViT, not from a '
+            f'{type(backbone).__name__}.'
         )
-    mini.multiplex(weights)
+    getattr(own_backbone, method)(weights)
     head, own = teacher.net.head.state_dict(), student.net.head.state_dict()
     if {k: v.shape for k, v in head.items()} != {k: v.shape for k, v in own.items()}:
         raise ValueError(
@@ -48,15 +71,15 @@ def inherit_multiplexed(teacher: Adapter, student: Adapter, images: Tensor) -> I
     student.net.eval()
     batches = images[-min(64, max(1, len(images) // 8)) :].to(device).split(32)
     report = InheritanceReport(
-        method='multiplex',
-        layers=list(range(mini.num_layers)),
-        heads=[list(range(layer.num_heads)) for layer in mini.layers],
+        method=method,
+        layers=list(range(own_backbone.num_layers)),
+        heads=[list(range(layer.num_heads)) for layer in own_backbone.layers],
         stream_energy=1.0,
         parameters=sizes[1] / sizes[0],
         seconds=0.0,
         images=len(images),
         agreement=compare_answers(teacher, student, batches),
-        maps={'stream': torch.eye(mini.embed_dims, dtype=torch.double, device=device)},
+        maps={'stream': torch.eye(own_backbone.embed_dims, dtype=torch.double, device=device)},
     )
     student.net.train(modes)
     report.seconds = time.perf_counter() - start

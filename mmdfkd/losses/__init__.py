@@ -38,6 +38,7 @@ from .query import (
     query_cost,
 )
 from .random_mask import random_mask
+from .recalibration import feature_recalibration
 from .reduce import weighted_mean
 from .rkd import rkd_angle, rkd_distance
 from .self_similarity import token_self_similarity
@@ -70,6 +71,7 @@ __all__ = [
     'dist',
     'distillation_token',
     'dkd',
+    'feature_recalibration',
     'foreground',
     'generalized_iou',
     'hard_label',
