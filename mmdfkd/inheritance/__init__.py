@@ -1,7 +1,8 @@
 """Students made from their teacher: their config, and their first weights."""
 
 from .inherit import inherit
+from .recipe import recipe_of
 from .report import InheritanceReport
 from .shrink import shrink_config
 
-__all__ = ['InheritanceReport', 'inherit', 'shrink_config']
+__all__ = ['InheritanceReport', 'inherit', 'recipe_of', 'shrink_config']

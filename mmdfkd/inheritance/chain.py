@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from .layers import MAX_ROWS, LayerView, channels_last
-from .least_squares import Moments, keep_evenly, keep_inputs
+from .least_squares import Moments, keep_units
 from .pyramid import fit_norm, refit_layer
+from .recipe import Recipe
 from .transformer import assign
 
 #: Layers with many inputs look at fewer rows.
@@ -81,7 +82,7 @@ def inherit_chain(
     inputs: tuple[Sequence[Tensor], Sequence[Tensor]],
     held: Sequence[bool],
     read: Tensor,
-    method: str,
+    recipe: Recipe,
 ) -> None:
     """Write the layers of a head.
 
@@ -92,20 +93,20 @@ def inherit_chain(
         inputs (tuple): What the teacher's and the student's first stage read, maps per batch.
         held (Sequence[bool]): Which of them are held out.
         read (Tensor): ``[C, c]``, from the student's input channels to the teacher's.
-        method (str): ``'slice'`` or ``'select'``.
+        recipe (Recipe): How units are chosen, and whether layers are refitted.
     """
     if len(teacher) != len(student):
         raise ValueError(
             f"The student's head has {len(student)} hidden layers, the teacher's {len(teacher)}."
         )
-    refit = method == 'slice'
+    refit = recipe.refits
     x, y = list(inputs[0]), list(inputs[1])
     offset = None
     for index, (old, new) in enumerate(zip(teacher, student, strict=True)):
         raw = [old.before(b) for b in x]
         x = [old.after(b) for b in raw]
         readers = [teacher[index + 1].layer] if index + 1 < len(teacher) else [a for a, _ in finals]
-        units, next_read, next_offset = _choose(x, readers, new.layer, method)
+        units, next_read, next_offset = _choose(x, readers, new.layer, recipe.units)
         LayerView(new.layer).assign(*LayerView(old.layer).derive(read, rows=units, offset=offset))
         if refit:
             _correct(new.layer, y, [b[:, units] for b in raw], held)
@@ -130,7 +131,7 @@ def inherit_chain(
             _correct(new, mine, [old(b.flatten(1) if flat else b) for b in x], held)
 
 
-def _choose(hidden, readers, own: nn.Module, method: str) -> tuple[Tensor, Tensor, Tensor]:
+def _choose(hidden, readers, own: nn.Module, how: str) -> tuple[Tensor, Tensor, Tensor]:
     channels = hidden[0].shape[1]
     kept = own.out_features if isinstance(own, nn.Linear) else own.out_channels
     if kept > channels:
@@ -138,12 +139,10 @@ def _choose(hidden, readers, own: nn.Module, method: str) -> tuple[Tensor, Tenso
             f"A hidden layer of the student's head has {kept} channels, more than the teacher's "
             f'{channels}.'
         )
-    if method != 'slice':
-        return keep_evenly(channels, kept, 1, hidden[0].device)
     moments = Moments(channels, hidden[0].device)
     for b in hidden:
         moments.add(channels_last(b) if b.dim() > 2 else b)
-    return keep_inputs(moments, _importance(readers, moments), kept)
+    return keep_units(how, moments, _importance(readers, moments), kept)
 
 
 def _correct(

@@ -14,8 +14,9 @@ from mmdfkd.models.necks import SimpleFPN
 from .depth import choose_layers, uniform_layers
 from .families import Heir
 from .layers import LayerView
-from .least_squares import Moments, keep_evenly, keep_inputs
+from .least_squares import Moments, keep_units
 from .pyramid import MAX_ROWS, PyramidMap, inherit_pyramid, refit_layer
+from .recipe import Recipe
 from .transformer import Plan, assign, assign_layer, held_out
 from .views import ViTDetView
 
@@ -77,33 +78,33 @@ class DetrHeir(Heir):
         """Between two readouts."""
         return _apart(ours, theirs)
 
-    def finish(self, plan: Plan, method: str, images: Sequence[Tensor]) -> PyramidMap:
+    def finish(self, plan: Plan, recipe: Recipe, images: Sequence[Tensor]) -> PyramidMap:
         """Write everything after the student's backbone."""
-        maps = self._neck(plan, method)
+        maps = self._neck(plan, recipe)
         memories = [self.teacher.encode(batch) for batch in images]
         some = memories[: max(1, _CHOOSE_IMAGES // max(len(images[0]), 1))]
-        kept = self._encoder_layers(some, method), self._decoder_layers(some, method)
+        kept = self._encoder_layers(some, recipe), self._decoder_layers(some, recipe)
         self._copy(*kept)
-        self._mlps(kept, images, method)
+        self._mlps(kept, images, recipe)
         print_log(f'Inherited encoder layers {kept[0]} and decoder layers {kept[1]}.', 'current')
         return maps
 
     # Neck -----------------------------------------------------------------------------------------
 
-    def _neck(self, plan: Plan, method: str) -> PyramidMap:
+    def _neck(self, plan: Plan, recipe: Recipe) -> PyramidMap:
         old, new = (net.neck for net in self._nets)
         x, y = (
             [self._map(t)[0] for t in tokens]
             for tokens in (plan.teacher_tokens, plan.student_tokens)
         )
         if isinstance(old, SimpleFPN):
-            return inherit_pyramid(old, new, plan.stream, x, y, method)
+            return inherit_pyramid(old, new, plan.stream, x, y, recipe)
         eye = torch.eye(len(old.convs[0].conv.weight), dtype=torch.float64, device=x[0].device)
         theirs = [old.convs[0], *(old.extra_convs or ())[:1]]
         ours = [new.convs[0], *(new.extra_convs or ())[:1]]
         for a, b in zip(theirs, ours, strict=True):
             LayerView(b.conv).assign(*LayerView(a.conv).derive(plan.stream.read))
-            if method == 'slice' and b.conv.stride == (1, 1):
+            if recipe.refits and b.conv.stride == (1, 1):
                 pairs = (
                     (t, a.conv(s), held_out(i)) for i, (s, t) in enumerate(zip(x, y, strict=True))
                 )
@@ -116,10 +117,10 @@ class DetrHeir(Heir):
 
     # Layers ---------------------------------------------------------------------------------------
 
-    def _encoder_layers(self, memories: Sequence[Memory], method: str) -> list[int]:
+    def _encoder_layers(self, memories: Sequence[Memory], recipe: Recipe) -> list[int]:
         old, new = (net.encoder.layers for net in self._nets)
         kinds = ['layer'] * len(old), ['layer'] * len(new)
-        if method != 'slice' or len(old) == len(new):
+        if recipe.layers == 'uniform' or len(old) == len(new):
             return uniform_layers(*kinds)
 
         def change(kept: tuple[int, ...]) -> float:
@@ -133,9 +134,9 @@ class DetrHeir(Heir):
 
         return choose_layers(*kinds, change)
 
-    def _decoder_layers(self, memories: Sequence[Memory], method: str) -> list[int]:
+    def _decoder_layers(self, memories: Sequence[Memory], recipe: Recipe) -> list[int]:
         kinds = tuple(_decoder_kinds(net) for net in self._nets)
-        if method != 'slice' or len(kinds[0]) == len(kinds[1]):
+        if recipe.layers == 'uniform' or len(kinds[0]) == len(kinds[1]):
             return uniform_layers(*kinds)
         answers = [self.teacher.own_answers(memory) for memory in memories]
 
@@ -188,7 +189,7 @@ class DetrHeir(Heir):
             assign(value, state[source])
 
     def _mlps(
-        self, kept: tuple[list[int], list[int]], images: Sequence[Tensor], method: str
+        self, kept: tuple[list[int], list[int]], images: Sequence[Tensor], recipe: Recipe
     ) -> None:
         """Hidden units of encoder and decoder: chosen by what the next layer makes of them."""
         pairs = []
@@ -218,10 +219,7 @@ class DetrHeir(Heir):
                     f"teacher's {second.in_features}."
                 )
             weight = second.weight.double()
-            if method == 'slice':
-                units, read, offset = keep_inputs(moments, weight, count)
-            else:
-                units, read, offset = keep_evenly(second.in_features, count, 1, weight.device)
+            units, read, offset = keep_units(recipe.units, moments, weight, count)
             assign_layer(own[0][0], first.weight[units], first.bias[units])
             assign_layer(own[1], weight @ read, second.bias.double() + weight @ offset)
 

@@ -14,7 +14,8 @@ from mmdfkd.models.necks import SimpleFPN
 from .chain import Stage, conv_stage, inherit_chain
 from .least_squares import Refit
 from .pyramid import PyramidMap, inherit_pyramid
-from .transformer import Plan, assign, assign_layer, held_out
+from .recipe import Recipe
+from .transformer import Plan, assign, assign_layer, held_out, inherit_backbone
 from .views import MmpretrainView, ViTDetView, view_backbone
 
 #: Cells of the finest level, and regions, that the refits of a detector look at.
@@ -31,13 +32,26 @@ class Heir(ABC):
 
     def __init__(self, teacher: Adapter, student: Adapter) -> None:
         self.teacher, self.student = teacher, student
-        self.views = view_backbone(teacher.net.backbone), view_backbone(student.net.backbone)
         if type(teacher.net.backbone) is not type(student.net.backbone):
             raise ValueError(
                 f"The teacher's backbone is a {type(teacher.net.backbone).__name__}, the "
                 "student's a "
                 f'{type(student.net.backbone).__name__}: a student inherits from its own kind only.'
             )
+        self.views = tuple(self.look_into(a.net.backbone) for a in (teacher, student))
+
+    @staticmethod
+    def look_into(backbone: nn.Module):
+        """The view of a backbone; raises ValueError for one that is not supported."""
+        return view_backbone(backbone)
+
+    def tokens(self, inputs: Tensor) -> int:
+        """How many tokens the teacher's first block reads of one image ``[1, 3, H, W]``."""
+        return self.views[0].embed(inputs)[0].shape[:-1].numel()
+
+    def backbone(self, inputs: tuple[Sequence[Tensor], Sequence[Tensor]], recipe: Recipe) -> Plan:
+        """Write the student's backbone; see :func:`inherit_backbone`."""
+        return inherit_backbone(*self.views, inputs, recipe, self.readout, self.distance)
 
     @abstractmethod
     def readout(self, tokens: Tensor) -> list[Tensor]:
@@ -48,7 +62,7 @@ class Heir(ABC):
         """Between two readouts."""
 
     @abstractmethod
-    def finish(self, plan: Plan, method: str, images: Sequence[Tensor]) -> PyramidMap | None:
+    def finish(self, plan: Plan, recipe: Recipe, images: Sequence[Tensor]) -> PyramidMap | None:
         """Write everything after the student's backbone."""
 
     @abstractmethod
@@ -76,7 +90,9 @@ class ClassifierHeir(Heir):
     def __init__(self, teacher: Adapter, student: Adapter) -> None:
         super().__init__(teacher, student)
         if not isinstance(self.views[0], MmpretrainView):
-            raise ValueError("Inheritance supports classifiers with mmpretrain's ViTs only.")
+            raise ValueError(
+                "Inheritance supports classifiers with mmpretrain's ViTs and Swin only."
+            )
         if getattr(teacher.net, 'neck', None) is not None:
             raise ValueError('Inheritance does not support a classifier with a neck.')
         self.readers = [self._readers(net.head) for net in (teacher.net, student.net)]
@@ -113,7 +129,7 @@ class ClassifierHeir(Heir):
             log_target=True,
         )
 
-    def finish(self, plan: Plan, method: str, images: Sequence[Tensor]) -> None:
+    def finish(self, plan: Plan, recipe: Recipe, images: Sequence[Tensor]) -> None:
         """Write everything after the backbone."""
         theirs, own = self.views
         norm, own_norm = theirs.pool(plan.teacher_tokens[0])[0], own.pool(plan.student_tokens[0])[0]
@@ -131,7 +147,7 @@ class ClassifierHeir(Heir):
                 assign(b, a)
         for slot, (reader, own_reader) in enumerate(zip(*self.readers, strict=True)):
             assign_layer(own_reader, reader.weight.double() @ read, reader.bias)
-            if method != 'slice':
+            if not recipe.refits:
                 continue
             fit = Refit(own_reader.weight, own_reader.bias)
             for i, (x, y) in enumerate(zip(plan.teacher_tokens, plan.student_tokens, strict=True)):
@@ -185,7 +201,7 @@ class TwoStageHeir(Heir):
             ]
         ).mean()
 
-    def finish(self, plan: Plan, method: str, images: Sequence[Tensor]) -> PyramidMap:
+    def finish(self, plan: Plan, recipe: Recipe, images: Sequence[Tensor]) -> PyramidMap:
         """Write everything after the backbone."""
         old, new = self.teacher.net, self.student.net
         x, y = (
@@ -194,10 +210,10 @@ class TwoStageHeir(Heir):
         finest = max(max(old.neck.scale_factors), 1) ** 2 * x[0].shape[-1] * x[0].shape[-2]
         enough = max(4, int(_MAX_CELLS / finest / len(x[0])))
         x, y, images = x[:enough], y[:enough], images[:enough]
-        maps = inherit_pyramid(old.neck, new.neck, plan.stream, x, y, method)
+        maps = inherit_pyramid(old.neck, new.neck, plan.stream, x, y, recipe)
         x, y = [old.neck(b) for b in x], [new.neck(b) for b in y]
-        self._rpn(x, y, maps.read, method)
-        self._roi(x, y, images, maps.read, method)
+        self._rpn(x, y, maps.read, recipe)
+        self._roi(x, y, images, maps.read, recipe)
         return maps
 
     def _propose(self, memory: Memory) -> Probe:
@@ -213,7 +229,7 @@ class TwoStageHeir(Heir):
             [f.scores.to(memory.feats[0]) for f in found],
         )
 
-    def _rpn(self, x: Sequence[tuple], y: Sequence[tuple], read: Tensor, method: str) -> None:
+    def _rpn(self, x: Sequence[tuple], y: Sequence[tuple], read: Tensor, recipe: Recipe) -> None:
         old, new = self.teacher.net.rpn_head, self.student.net.rpn_head
         held = [held_out(i) for i, feats in enumerate(x) for _ in feats]
         maps = [level for feats in x for level in feats], [level for feats in y for level in feats]
@@ -224,7 +240,7 @@ class TwoStageHeir(Heir):
             maps,
             held,
             read,
-            method,
+            recipe,
         )
 
     @staticmethod
@@ -233,7 +249,7 @@ class TwoStageHeir(Heir):
             return [Stage(head.rpn_conv)]
         return [conv_stage(m) for m in head.rpn_conv]
 
-    def _roi(self, x, y, images: Sequence[Tensor], read: Tensor, method: str) -> None:
+    def _roi(self, x, y, images: Sequence[Tensor], read: Tensor, recipe: Recipe) -> None:
         old, new = self.teacher.net.roi_head, self.student.net.roi_head
         held = [held_out(i) for i in range(len(x))]
         per_image = max(1, _MAX_ROIS // sum(len(b) for b in images))
@@ -271,7 +287,7 @@ class TwoStageHeir(Heir):
                 tuple(crops),
                 held,
                 read,
-                method,
+                recipe,
             )
 
     @staticmethod
@@ -353,6 +369,7 @@ def build_heir(teacher: Adapter, student: Adapter) -> Heir:
         )
     # Here, as it builds on the classes above.
     from .detr import DetrHeir
+    from .swin import SwinHeir
 
     heirs = {'classifier': ClassifierHeir, 'two-stage': TwoStageHeir, 'DETR-like': DetrHeir}
     if teacher.family not in heirs:
@@ -360,4 +377,6 @@ def build_heir(teacher: Adapter, student: Adapter) -> Heir:
             f"Inheritance does not support the family '{teacher.family}'. Supported: "
             f'{", ".join(heirs)}.'
         )
+    if type(getattr(teacher.net, 'backbone', None)).__name__ == 'SwinTransformer':
+        heirs['classifier'] = SwinHeir
     return heirs[teacher.family](teacher, student)

@@ -185,6 +185,42 @@ def keep_evenly(
     return groups, eye[:, columns], torch.zeros_like(eye[0])
 
 
+def keep_strongest(
+    moments: Moments, weight: Tensor, kept: int, group: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`keep_inputs`, but each input by itself, and dropped ones count as their mean.
+
+    The score of a group is the variance of what the layer makes of it alone: squared weights times
+    squared activations, the mean of these left out, since it goes to the bias.
+    """
+    total = len(moments.sum) // group
+    lane = torch.arange(total * group, device=weight.device).view(total, group)
+    blocks = moments.covariance[lane[:, :, None], lane[:, None, :]]
+    parts = weight[:, lane].permute(1, 0, 2)
+    scores = torch.einsum('gof,gfe,goe->g', parts, blocks, parts)
+    groups = strongest_index(scores, kept)
+    columns = lane[groups].flatten()
+    eye = torch.eye(total * group, dtype=torch.float64, device=weight.device)
+    offset = moments.mean.clone()
+    offset[columns] = 0
+    return groups, eye[:, columns], offset
+
+
+def strongest_index(scores: Tensor, kept: int) -> Tensor:
+    """The ``kept`` indices of the largest scores ``[N]``, ascending; the first of equals."""
+    return scores.argsort(descending=True, stable=True)[:kept].sort().values
+
+
+def keep_units(
+    how: str, moments: Moments, weight: Tensor, kept: int, group: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the inputs of a linear layer by one of :attr:`Recipe.units`; see those functions."""
+    if how == 'uniform':
+        return keep_evenly(weight.shape[1] // group, kept, group, weight.device)
+    keep = dict(activation=keep_strongest, reconstruction=keep_inputs)[how]
+    return keep(moments, weight, kept, group)
+
+
 def channel_fit(
     inputs: Sequence[Tensor], targets: Sequence[Tensor], weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from mmdfkd.models.necks import SimpleFPN
 
 from .layers import MAX_ROWS, LayerView, apply_channels, channels_last
-from .least_squares import Moments, Refit, channel_fit, keep_evenly, keep_inputs
+from .least_squares import Moments, Refit, channel_fit, keep_units, strongest_index
+from .recipe import Recipe
 from .streams import IdentityMap, NormStatistics, StreamMap, uniform_index, zero_sum_basis
 from .transformer import assign, held_out, stream_map
 
@@ -81,7 +82,7 @@ class PyramidMap:
 
 
 def pyramid_map(
-    norms: Sequence[nn.LayerNorm], maps: Sequence[Sequence[Tensor]], narrow: int, method: str
+    norms: Sequence[nn.LayerNorm], maps: Sequence[Sequence[Tensor]], narrow: int, recipe: Recipe
 ) -> PyramidMap:
     """Choose the student's pyramid channels.
 
@@ -93,7 +94,7 @@ def pyramid_map(
         norms (Sequence): The teacher's last norm of each level.
         maps (Sequence): Its inputs per level, per batch ``[B, n, H, W]``.
         narrow (int): Channels ``n'`` of the student.
-        method (str): ``'slice'`` or ``'select'``.
+        recipe (Recipe): How channels are chosen.
     """
     wide, device = len(norms[0].weight), norms[0].weight.device
     eye = torch.eye(wide, dtype=torch.float64, device=device)
@@ -111,8 +112,8 @@ def pyramid_map(
             count += len(t)
         energies.append(own / count)
         moments += own / count
-    if method == 'select':
-        index = uniform_index(wide, narrow, device)
+    if recipe.method == 'select':
+        index = _select(recipe, moments.diagonal(), narrow)
         keep = eye[index]
         share = moments.diagonal()[index].sum() / moments.trace()
         return PyramidMap(
@@ -142,7 +143,14 @@ def pyramid_map(
     )
 
 
-def linear_bottleneck(second_moment: Tensor, reader: Tensor, narrow: int, method: str) -> Tensor:
+def _select(recipe: Recipe, importance: Tensor, kept: int) -> Tensor:
+    """Channels that ``'select'`` keeps, ascending."""
+    if recipe.channels == 'uniform':
+        return uniform_index(len(importance), kept, importance.device)
+    return strongest_index(importance, kept)
+
+
+def linear_bottleneck(second_moment: Tensor, reader: Tensor, narrow: int, recipe: Recipe) -> Tensor:
     """Directions of channels that one linear layer writes and one linear layer reads.
 
     First what the reader makes most of, then the strongest of the rest.
@@ -151,7 +159,7 @@ def linear_bottleneck(second_moment: Tensor, reader: Tensor, narrow: int, method
         second_moment (Tensor): Of the channels ``[C, C]``.
         reader (Tensor): Weights of the reading layer ``[out, C]``.
         narrow (int): Directions to keep.
-        method (str): ``'slice'`` or ``'select'``.
+        recipe (Recipe): How channels are chosen.
 
     Returns:
         Tensor: ``[narrow, C]``, orthonormal rows.
@@ -160,8 +168,9 @@ def linear_bottleneck(second_moment: Tensor, reader: Tensor, narrow: int, method
     eye = torch.eye(wide, dtype=torch.float64, device=second_moment.device)
     if narrow == wide:
         return eye
-    if method == 'select':
-        return eye[uniform_index(wide, narrow, eye.device)]
+    if recipe.method == 'select':
+        importance = second_moment.diagonal() * reader.square().sum(0)
+        return eye[_select(recipe, importance, narrow)]
     _, vectors = torch.linalg.eigh(reader @ second_moment @ reader.t())
     used = min(narrow, len(reader))
     first = torch.linalg.qr((vectors[:, -used:].t() @ reader).t()).Q.t()
@@ -174,13 +183,12 @@ class _LevelHeir:
     """Makes one level of the student's pyramid."""
 
     def __init__(
-        self, teacher: SimpleFPN, student: SimpleFPN, level: int, stream: StreamMap, method: str
+        self, teacher: SimpleFPN, student: SimpleFPN, level: int, stream: StreamMap, recipe: Recipe
     ) -> None:
         self.tp, self.sp = getattr(teacher, f'fpn{level + 1}'), getattr(student, f'fpn{level + 1}')
         self.tl, self.sl = teacher.lateral_convs[level], student.lateral_convs[level]
         self.tf, self.sf = teacher.fpn_convs[level], student.fpn_convs[level]
-        self.stream, self.method = stream, method
-        self.refit = method == 'slice'
+        self.stream, self.recipe = stream, recipe
 
     def run(
         self, x: Sequence[Tensor], y: Sequence[Tensor], goal: tuple[Tensor, Tensor, Tensor]
@@ -199,7 +207,7 @@ class _LevelHeir:
         for b in u:
             statistics.add(channels_last(b))
         lateral, _ = stream_map(
-            self.method, u[0].shape[1], self.sl.conv.out_channels, statistics, u[0].device
+            self.recipe, u[0].shape[1], self.sl.conv.out_channels, statistics, u[0].device
         )
         read = self._rescale(x, y, z, lateral)
         own = [self.sp(b) for b in y]
@@ -220,7 +228,7 @@ class _LevelHeir:
     def _correct(
         self, layer: nn.Module, inputs: Sequence[Tensor], targets: Sequence[Tensor]
     ) -> None:
-        if self.refit:
+        if self.recipe.refits:
             pairs = (
                 (a, b, held_out(i)) for i, (a, b) in enumerate(zip(inputs, targets, strict=True))
             )
@@ -245,7 +253,7 @@ class _LevelHeir:
             moments.add(channels_last(b))
         reader = lateral.write @ LayerView(self.tl.conv).matrix()
         keep = linear_bottleneck(
-            moments.square / moments.rows, reader, own.out_channels, self.method
+            moments.square / moments.rows, reader, own.out_channels, self.recipe
         )
         offset = self._offset if len(self.tp) == 4 else None
         LayerView(own).assign(*LayerView(last).derive(read, write=keep, offset=offset))
@@ -261,18 +269,16 @@ class _LevelHeir:
         raw = [first(b) for b in x]
         hidden = [act(norm(b)) for b in raw]
         kept = own.out_channels
-        if self.refit:
-            moments = Moments(first.out_channels, hidden[0].device)
-            for b in hidden:
-                moments.add(channels_last(b))
-            units, read, self._offset = keep_inputs(moments, LayerView(self.tp[3]).matrix(), kept)
-        else:
-            units, read, self._offset = keep_evenly(first.out_channels, kept, 1, hidden[0].device)
+        moments = Moments(first.out_channels, hidden[0].device)
+        for b in hidden:
+            moments.add(channels_last(b))
+        reader = LayerView(self.tp[3]).matrix()
+        units, read, self._offset = keep_units(self.recipe.units, moments, reader, kept)
         LayerView(own).assign(*LayerView(first).derive(self.stream.read, rows=units))
         self._correct(own, y, [b[:, units] for b in raw])
         assign(own_norm.weight, norm.weight[units])
         assign(own_norm.bias, norm.bias[units])
-        if self.refit and kept < first.out_channels:
+        if self.recipe.refits and kept < first.out_channels:
             fit_norm(
                 own_norm,
                 ((own(a), norm(b)[:, units]) for a, b in zip(y, raw, strict=True)),
@@ -287,7 +293,7 @@ def inherit_pyramid(
     stream: StreamMap,
     x: Sequence[Tensor],
     y: Sequence[Tensor],
-    method: str,
+    recipe: Recipe,
 ) -> PyramidMap:
     """Write a student's SimpleFPN.
 
@@ -297,7 +303,7 @@ def inherit_pyramid(
         stream (StreamMap): Map of the backbone's channels.
         x (Sequence[Tensor]): Last maps of the teacher's backbone per batch ``[B, D, H, W]``.
         y (Sequence[Tensor]): Of the student's, ``[B, d, H, W]``.
-        method (str): ``'slice'`` or ``'select'``.
+        recipe (Recipe): How channels are chosen, and whether layers are refitted.
 
     Returns:
         PyramidMap: How the student's pyramid is to be read.
@@ -321,20 +327,18 @@ def inherit_pyramid(
         ]
         for i in levels
     ]
-    maps = pyramid_map([c.norm for c in teacher.fpn_convs], last, narrow, method)
+    maps = pyramid_map([c.norm for c in teacher.fpn_convs], last, narrow, recipe)
     del last
     for i in levels:
-        heir = _LevelHeir(teacher, student, i, stream, method)
+        heir = _LevelHeir(teacher, student, i, stream, recipe)
         heir.run(x, y, (maps.before[i], *maps.affine[i]))
-    if method == 'slice' and not isinstance(stream, IdentityMap) or narrow < wide:
-        _finish(teacher, student, maps, x, y, method)
+    if recipe.refits and (not isinstance(stream, IdentityMap) or narrow < wide):
+        _finish(teacher, student, maps, x, y)
     return maps
 
 
-def _finish(teacher, student, maps: PyramidMap, x, y, method: str) -> None:
+def _finish(teacher, student, maps: PyramidMap, x, y) -> None:
     """Refit the last norms to the pyramid they should give, and the map that reads it."""
-    if method != 'slice':
-        return
     wide, narrow = maps.read.shape
     per_pair = max(1, MAX_ROWS // len(x) // len(teacher.fpn_convs))
     goals = [teacher(b) for b in x]

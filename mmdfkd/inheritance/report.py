@@ -11,6 +11,7 @@ class InheritanceReport:
 
     Attributes:
         method: ``'slice'`` or ``'select'``.
+        options: Its parts, see :func:`~mmdfkd.inheritance.recipe.recipe_of`.
         layers: The teacher's block for each of the student's.
         heads: Kept attention heads, per kept block.
         stream_energy: Share of the energy that LayerNorms see on synthetic images, in the kept
@@ -35,6 +36,7 @@ class InheritanceReport:
     parameters: float
     seconds: float
     images: int
+    options: dict[str, str] = field(default_factory=dict)
     pyramid_energy: float | None = None
     agreement: dict[str, float | list[float]] = field(default_factory=dict)
     maps: dict[str, Tensor] = field(default_factory=dict, repr=False)

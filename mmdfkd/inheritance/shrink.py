@@ -1,5 +1,6 @@
 """The model config of a student that is a narrower, shallower copy of its teacher."""
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 
@@ -7,11 +8,13 @@ from mmengine.config import ConfigDict
 
 _CLASSIFIER_BACKBONES = ('VisionTransformer', 'DistilledVisionTransformer')
 _CLASSIFIER_HEADS = ('VisionTransformerClsHead', 'DeiTClsHead', 'LinearClsHead')
+_SWIN_HEADS = ('LinearClsHead',)
 _DETRS = ('DETR', 'ConditionalDETR', 'DABDETR', 'DeformableDETR', 'DINO')
 _SUPPORTED = (
     'mmpretrain ImageClassifier with VisionTransformer or DistilledVisionTransformer and a '
     'linear head '
-    f'({", ".join(_CLASSIFIER_HEADS)}); two-stage detectors (RPNHead, StandardRoIHead) with '
+    f'({", ".join(_CLASSIFIER_HEADS)}), or with SwinTransformer, GlobalAveragePooling and a '
+    'LinearClsHead; two-stage detectors (RPNHead, StandardRoIHead) with '
     'mmdfkd.ViTDet and '
     'mmdfkd.SimpleFPN; DETR-like detectors with mmdfkd.ViTDet and mmdfkd.SimpleFPN or a '
     'ChannelMapper'
@@ -90,7 +93,13 @@ def _without_pretraining(cfg):
     return deepcopy(cfg)
 
 
-def _shrink_classifier(model: ConfigDict, width: float, depth: float, mlp: float) -> None:
+def _shrink_classifier(
+    model: ConfigDict,
+    width: float,
+    depth: float,
+    mlp: float,
+    patch_size: int | None,
+) -> None:
     from mmpretrain.models.backbones import VisionTransformer
 
     backbone, head = model.backbone, model.get('head') or {}
@@ -124,6 +133,44 @@ def _shrink_classifier(model: ConfigDict, width: float, depth: float, mlp: float
         feedforward_channels=_cut(arch['feedforward_channels'], mlp, 8),
     )
     head.in_channels = backbone.arch.embed_dims
+    if patch_size is not None:
+        backbone.patch_size = patch_size
+
+
+def _shrink_swin(model: ConfigDict, width: float, depth: float, mlp: float) -> None:
+    from mmpretrain.models.backbones import SwinTransformer
+
+    backbone, head = model.backbone, model.get('head') or {}
+    if _name(head) not in _SWIN_HEADS or _name(model.get('neck')) != 'GlobalAveragePooling':
+        raise _unsupported(f'its Swin has the neck {_name(model.get("neck"))} and {_name(head)}')
+    arch = backbone.get('arch', 'tiny')
+    if isinstance(arch, str):
+        if arch.lower() not in SwinTransformer.arch_zoo:
+            raise _unsupported(f"its backbone has the unknown arch '{arch}'")
+        arch = SwinTransformer.arch_zoo[arch.lower()]
+    stages = backbone.get('stage_cfgs') or {}
+    blocks = stages.get('block_cfgs', {}) if isinstance(stages, Mapping) else None
+    if not isinstance(blocks, Mapping) or set(stages) - {'block_cfgs'}:
+        raise _unsupported('its backbone configures stages or blocks apart (stage_cfgs)')
+    wide, heads = arch['embed_dims'], list(arch['num_heads'])
+    if any(h != heads[0] * 2**i for i, h in enumerate(heads)):
+        raise _unsupported(f'the heads of its stages, {heads}, do not double from stage to stage')
+    kept = _cut(heads[0], width)
+    narrow = kept * (wide // heads[0])
+    ratio = blocks.get('ffn_ratio', 4.0)
+    units = _cut(int(wide * ratio), mlp, 8)
+    if units != int(wide * ratio) or narrow != wide:
+        ratio = units / narrow
+        # Swin truncates the product.
+        ratio = ratio if int(narrow * ratio) == units else math.nextafter(ratio, math.inf)
+        backbone.stage_cfgs = ConfigDict(block_cfgs=dict(blocks, ffn_ratio=ratio))
+    backbone.arch = ConfigDict(
+        embed_dims=narrow,
+        # In pairs: a block with shifted windows follows one without.
+        depths=[_cut(n, depth, 2 if n % 2 == 0 else 1) for n in arch['depths']],
+        num_heads=[kept * 2**i for i in range(len(heads))],
+    )
+    head.in_channels = narrow * 2 ** (len(heads) - 1)
 
 
 def _shrink_vitdet(backbone: ConfigDict, width: float, depth: float, mlp: float) -> int:
@@ -221,6 +268,7 @@ def shrink_config(
     neck: float | None = None,
     head: float | None = None,
     decoder: float | None = None,
+    patch_size: int | None = None,
 ) -> ConfigDict:
     """Derive a student's model config from its teacher's.
 
@@ -241,6 +289,8 @@ def shrink_config(
             MLPs in encoder and decoder. Defaults to ``width``.
         decoder (float, optional): Share of the layers of a DETR's encoder and decoder. Defaults to
             ``depth``.
+        patch_size (int, optional): Side of the student's patches in pixels, of a plain ViT that
+            classifies. Defaults to the teacher's.
 
     Returns:
         ConfigDict: A ``model`` config, its ``data_preprocessor`` included where the teacher's
@@ -259,17 +309,28 @@ def shrink_config(
                 f'mmdfkd.Shrunk: {name}={share!r} must be a share of the teacher, above 0 and at '
                 'most 1.'
             )
+    if patch_size is not None and (isinstance(patch_size, bool) or int(patch_size) < 1):
+        raise ValueError(
+            f'mmdfkd.Shrunk: patch_size={patch_size!r} must be a number of pixels, at least 1.'
+        )
     if not isinstance(teacher_cfg.get('model'), Mapping):
         raise ValueError("mmdfkd.Shrunk needs the teacher's whole config, with its 'model'.")
     model = _without_pretraining(teacher_cfg['model'])
     if not isinstance(model.get('backbone'), Mapping):
         raise _unsupported(f'{_name(model)} has no backbone')
+    if patch_size is not None and _name(model.backbone) not in _CLASSIFIER_BACKBONES:
+        raise ValueError(
+            f'mmdfkd.Shrunk: patch_size={patch_size} for a {_name(model.backbone)}, whose windows '
+            'and stages are laid out in patches: plain ViT classifiers only. Leave it out.'
+        )
     # mmpretrain's layer_cfgs overrule the rate of the backbone.
     for part in (model.backbone, model.backbone.get('layer_cfgs')):
         if isinstance(part, Mapping) and 'drop_path_rate' in part:
             part['drop_path_rate'] = 0.0
     if _name(model) == 'ImageClassifier' and _name(model.backbone) in _CLASSIFIER_BACKBONES:
-        _shrink_classifier(model, width, depth, mlp)
+        _shrink_classifier(model, width, depth, mlp, patch_size)
+    elif _name(model) == 'ImageClassifier' and _name(model.backbone) == 'SwinTransformer':
+        _shrink_swin(model, width, depth, mlp)
     elif _name(model.backbone) == 'ViTDet' and _name(model) in _DETRS:
         if given['neck'] not in (None, 1):
             raise ValueError(

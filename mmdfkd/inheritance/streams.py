@@ -58,16 +58,18 @@ class SelectionMap(StreamMap):
     Args:
         index (Tensor): Channels to keep ``[d]``, ascending.
         channels (int): Channels ``D`` of the teacher.
+        scale (float): Standard deviation over the kept channels in that over all: LayerNorms
+            divide by the former, so their affine weight takes it. Defaults to 1.
     """
 
-    def __init__(self, index: Tensor, channels: int) -> None:
-        self.index = index
+    def __init__(self, index: Tensor, channels: int, scale: float = 1.0) -> None:
+        self.index, self.scale = index, scale
         self.write = torch.eye(channels, dtype=torch.float64, device=index.device)[index]
         self.read = self.write.t()
 
     def through_norm(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keep the affine of the kept channels."""
-        return self.read, weight.double()[self.index], bias.double()[self.index]
+        return self.read, self.scale * weight.double()[self.index], bias.double()[self.index]
 
 
 class RotationMap(StreamMap):
@@ -130,13 +132,47 @@ class NormStatistics:
 
     def __init__(self, channels: int, device: torch.device | str = 'cpu') -> None:
         self.covariance = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+        # Of each reader: squared norm of its weights per channel, and the channels' energy there.
+        self._sites: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, tokens: Tensor) -> None:
+    def site(self, reader: Tensor) -> int:
+        """Name a place whose tokens are to be told apart.
+
+        Args:
+            reader (Tensor): What reads them there ``[out, D]``, the norm's affine weight folded in.
+
+        Returns:
+            int: For :meth:`add`.
+        """
+        weights = reader.double().square().sum(0)
+        self._sites.append((weights, torch.zeros_like(weights)))
+        return len(self._sites) - 1
+
+    def add(self, tokens: Tensor, site: int | None = None) -> None:
         """Add tokens ``[..., D]``."""
         x = tokens.reshape(-1, tokens.shape[-1]).double()
         x = x - x.mean(-1, keepdim=True)
         x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         self.covariance += x.t() @ x
+        if site is not None:
+            self._sites[site][1].add_(x.square().sum(0))
+
+    def importance(self) -> Tensor:
+        """What the readers make of each channel ``[D]``: squared weights times energy.
+
+        Summed over the sites in shares of each; where none was named, the energy alone.
+        """
+        if not self._sites:
+            return self.covariance.diagonal().clone()
+        shares = [weights * energy for weights, energy in self._sites]
+        return torch.stack([s / s.sum().clamp_min(1e-300) for s in shares]).sum(0)
+
+    def spread(self, index: Tensor) -> float:
+        """Standard deviation over some channels in that over all, over the tokens."""
+        part = self.covariance[index[:, None], index]
+        kept = part.diagonal().mean() - part.mean()
+        everything = self.covariance.diagonal().mean() - self.covariance.mean()
+        return float((kept / everything.clamp_min(1e-300)).sqrt())
 
     def directions(self, count: int) -> tuple[Tensor, float]:
         """The leading zero-sum directions.

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from .depth import choose_layers, uniform_layers
-from .least_squares import Moments, Refit, keep_evenly, keep_inputs
+from .least_squares import Moments, Refit, keep_units, strongest_index
+from .patches import resize_patch_embedding
+from .recipe import Recipe
 from .streams import (
     IdentityMap,
     NormStatistics,
@@ -16,7 +18,7 @@ from .streams import (
     StreamMap,
     uniform_index,
 )
-from .views import BlockView, VitView
+from .views import BlocksView, BlockView, VitView
 
 #: Tokens that the refits look at; more change nothing but the time.
 MAX_TOKENS = 65536
@@ -77,10 +79,16 @@ def require_same_shape(name: str, teacher: Tensor, student: Tensor) -> None:
 def check_backbones(teacher: VitView, student: VitView) -> None:
     """Raise ValueError where a student cannot inherit from this teacher."""
     a, b = teacher.patch_conv(), student.patch_conv()
-    if a.kernel_size != b.kernel_size or a.stride != b.stride:
+    other_patches = a.kernel_size != b.kernel_size or a.stride != b.stride
+    if other_patches and not teacher.resamples:
         raise ValueError(
             f"The student's patches are {b.kernel_size} px, the teacher's {a.kernel_size}: they "
-            'must be equal.'
+            f'must be equal, since {teacher.fixed_patches}.'
+        )
+    if other_patches and any(c.kernel_size != c.stride or any(c.padding) for c in (a, b)):
+        raise ValueError(
+            f'A patch embedding that overlaps or is padded cannot be resampled: the teacher has '
+            f'{a}, the student {b}. Give both the same patches.'
         )
     if teacher.head_dims != student.head_dims:
         raise ValueError(
@@ -109,7 +117,8 @@ def check_backbones(teacher: VitView, student: VitView) -> None:
                 f"The teacher has a '{name}', the student has none: give both the same kind of "
                 'backbone.'
             )
-        require_same_shape(name, table, tables[name])
+        if not (other_patches and name == 'pos_embed'):
+            require_same_shape(name, table, tables[name])
 
 
 class _BlockHeir:
@@ -119,14 +128,14 @@ class _BlockHeir:
         teacher, student: The two blocks.
         stream (StreamMap): Map of the token channels.
         head_dims (int): Width of a head.
-        refit (bool): Choose heads and units, and refit; otherwise select evenly and copy.
+        units (str): How heads and units are chosen, see :func:`recipe_of`.
     """
 
     def __init__(
-        self, teacher: BlockView, student: BlockView, stream: StreamMap, head_dims: int, refit: bool
+        self, teacher: BlockView, student: BlockView, stream: StreamMap, head_dims: int, units: str
     ) -> None:
         self.teacher, self.student, self.stream = teacher, student, stream
-        self.head_dims, self.refit = head_dims, refit
+        self.head_dims, self.units = head_dims, units
 
     def _norm(self, norm: nn.LayerNorm, own: nn.LayerNorm) -> Tensor:
         readers, weight, bias = self.stream.through_norm(norm.weight, norm.bias)
@@ -141,10 +150,7 @@ class _BlockHeir:
         layer = (self.teacher.proj, self.teacher.fc2)[site]
         weight, bias = self.teacher.scaled(layer, site)
         weight, bias = self.stream.write @ weight, self.stream.write @ bias
-        if self.refit:
-            groups, read, offset = keep_inputs(moments, weight, kept, group)
-        else:
-            groups, read, offset = keep_evenly(weight.shape[1] // group, kept, group, weight.device)
+        groups, read, offset = keep_units(self.units, moments, weight, kept, group)
         return groups, weight @ read, bias + weight @ offset
 
     def attention(self, moments: Moments, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -192,34 +198,51 @@ class _BlockHeir:
 
 
 def stream_map(
-    method: str, wide: int, narrow: int, statistics: NormStatistics | None, device: torch.device
+    recipe: Recipe, wide: int, narrow: int, statistics: NormStatistics | None, device: torch.device
 ) -> tuple[StreamMap, float]:
     """The map of a stream by either method, and the share of energy it keeps."""
     if narrow == wide:
         return IdentityMap(wide, device), 1.0
-    if method == 'select':
-        index = uniform_index(wide, narrow, device)
-        diagonal = statistics.covariance.diagonal()
-        return SelectionMap(index, wide), float(
-            diagonal[index].sum() / diagonal.sum().clamp_min(1e-300)
-        )
+    if recipe.method == 'select':
+        energy = statistics.covariance.diagonal()
+        total = energy.sum().clamp_min(1e-300)
+        if recipe.channels == 'uniform':
+            index = uniform_index(wide, narrow, device)
+            return SelectionMap(index, wide), float(energy[index].sum() / total)
+        index = strongest_index(statistics.importance(), narrow)
+        scale = statistics.spread(index)
+        return SelectionMap(index, wide, scale), float(energy[index].sum() / total)
     directions, energy = statistics.directions(narrow - 1)
     return RotationMap(directions), energy
 
 
-def stream_statistics(view: VitView, batches: Sequence[Tensor]) -> NormStatistics:
-    """What the LayerNorms of all blocks, and what follows the last, see of the given tokens."""
+def stream_statistics(
+    view: BlocksView, batches: Sequence[Tensor], last: Tensor | None = None
+) -> NormStatistics:
+    """What the LayerNorms of all blocks, and what follows the last, see of the given tokens.
+
+    Args:
+        view (BlocksView): The blocks.
+        batches (Sequence[Tensor]): Tokens that enter the first.
+        last (Tensor, optional): Weights ``[out, D]`` of what reads the tokens behind the last.
+    """
     statistics = NormStatistics(view.dims, batches[0].device)
+
+    def watch(norm: nn.LayerNorm, reader: nn.Linear):
+        site = statistics.site(reader.weight.double() * norm.weight.double())
+        return norm.register_forward_pre_hook(lambda _m, inputs: statistics.add(inputs[0], site))
+
     hooks = [
-        norm.register_forward_pre_hook(lambda _m, inputs: statistics.add(inputs[0]))
+        watch(norm, reader)
         for block in view.blocks
-        for norm in (block.norm1, block.norm2)
+        for norm, reader in ((block.norm1, block.qkv), (block.norm2, block.fc1))
     ]
+    end = None if last is None else statistics.site(last)
     try:
         for tokens in batches:
             for i in range(len(view.blocks)):
                 tokens = view.forward_block(i, tokens)
-            statistics.add(tokens)
+            statistics.add(tokens, end)
     finally:
         for hook in hooks:
             hook.remove()
@@ -230,7 +253,7 @@ def inherit_backbone(
     teacher: VitView,
     student: VitView,
     inputs: tuple[Sequence[Tensor], Sequence[Tensor]],
-    method: str,
+    recipe: Recipe,
     readout: Callable[[Tensor], Sequence[Tensor]],
     distance: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor],
     stream: StreamMap | None = None,
@@ -238,16 +261,20 @@ def inherit_backbone(
     """Write a student's backbone.
 
     Both networks run side by side, block by block, on the same images. Each linear layer of the
-    student is made from the teacher's and then refitted on the student's own inputs: ``qkv`` and
-    ``fc1`` towards the teacher's values before the nonlinearity, ``proj`` and ``fc2`` towards what
-    the stream should be, so that errors do not add up and the last layer before a dropped block
-    stands in for it.
+    student is made from the teacher's and may then be refitted on the student's own inputs: ``qkv``
+    and ``fc1`` towards the teacher's values before the nonlinearity; ``proj`` and ``fc2`` towards
+    what the teacher's layer adds to the stream (``refit='layer'``), or what the stream should be
+    (``'block'``), so that errors do not add up and the last layer before a dropped block stands in
+    for it.
+
+    Where the student has patches of another size, its patch embedding and positions are
+    resampled, and it is refitted to the teacher's tokens at the places of its own.
 
     Args:
         teacher (VitView): The teacher's backbone, in evaluation mode.
         student (VitView): The student's.
         inputs (tuple): Normalised images per batch, for the statistics and for the refits.
-        method (str): ``'slice'`` or ``'select'``.
+        recipe (Recipe): What is kept, and how.
         readout (Callable): From the teacher's last tokens to what the network makes of them; judges
             layers.
         distance (Callable): Between two readouts.
@@ -257,46 +284,102 @@ def inherit_backbone(
         Plan: What was kept.
     """
     check_backbones(teacher, student)
-    refit = method == 'slice'
     many, few = inputs
-    statistics = stream_statistics(teacher, [teacher.embed(x) for x in many])
+    embedded = [teacher.embed(x) for x in many]
+    statistics = stream_statistics(teacher, embedded)
     energy = 1.0
     if stream is None:
-        stream, energy = stream_map(method, teacher.dims, student.dims, statistics, many[0].device)
-    layers = _layers(teacher, student, many, refit, readout, distance)
+        stream, energy = stream_map(recipe, teacher.dims, student.dims, statistics, many[0].device)
+    layers = kept_layers(teacher, student, embedded, recipe, readout, distance)
+    del embedded
 
     conv, own = teacher.patch_conv(), student.patch_conv()
-    weight = (stream.write @ conv.weight.double().flatten(1)).reshape(own.weight.shape)
+    weight = resize_patch_embedding(conv.weight, own.kernel_size).flatten(1)
+    weight = (stream.write @ weight).reshape(own.weight.shape)
     assign_layer(own, weight, None if conv.bias is None else stream.write @ conv.bias.double())
     tables = student.token_parameters()
     for name, table in teacher.token_parameters().items():
-        assign(tables[name], table.double() @ stream.write.t())
+        assign(tables[name], teacher.table_for(student, name, table) @ stream.write.t())
 
     x = [teacher.embed(batch) for batch in few]
     y = [student.embed(batch) for batch in few]
+    places = teacher.places_of(student, tuple(few[0].shape[-2:]))
+    heads, x, y = inherit_blocks(teacher, student, layers, stream, recipe, x, y, places)
+    return Plan(stream, layers, heads, energy, x, y)
+
+
+def inherit_blocks(
+    teacher: BlocksView,
+    student: BlocksView,
+    layers: Sequence[int],
+    stream: StreamMap,
+    recipe: Recipe,
+    x: list[Tensor],
+    y: list[Tensor],
+    places: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[list[list[int]], list[Tensor], list[Tensor]]:
+    """Write the student's blocks, one after the other.
+
+    Args:
+        teacher (BlocksView): The teacher's.
+        student (BlocksView): The student's.
+        layers (Sequence[int]): The teacher's block for each of the student's.
+        stream (StreamMap): The map of the token channels.
+        recipe (Recipe): What is kept, and how.
+        x (list[Tensor]): The teacher's tokens before its first block, per batch.
+        y (list[Tensor]): The student's.
+        places (Callable, optional): Takes tokens of the teacher to the places of the student's.
+
+    Returns:
+        tuple: Kept heads per block, and both networks' tokens behind the last.
+    """
     x = [_advance(teacher, range(layers[0]), tokens) for tokens in x]
     heads = []
     for slot, layer in enumerate(layers):
         end = layers[slot + 1] if slot + 1 < len(layers) else len(teacher.blocks)
         kept, x, y = _inherit_block(
-            teacher, student, layer, slot, range(layer + 1, end), stream, refit, x, y
+            teacher,
+            student,
+            (layer, slot, range(layer + 1, end)),
+            stream,
+            recipe,
+            x,
+            y,
+            places or (lambda tokens: tokens),
         )
         heads.append(kept)
-    return Plan(stream, layers, heads, energy, x, y)
+    return heads, x, y
 
 
-def _advance(view: VitView, blocks: Sequence[int], tokens: Tensor) -> Tensor:
+def _advance(view: BlocksView, blocks: Sequence[int], tokens: Tensor) -> Tensor:
     for index in blocks:
         tokens = view.forward_block(index, tokens)
     return tokens
 
 
-def _layers(teacher, student, batches, refit, readout, distance) -> list[int]:
-    if not refit:
+def kept_layers(
+    teacher: BlocksView,
+    student: BlocksView,
+    batches: Sequence[Tensor],
+    recipe: Recipe,
+    readout: Callable[[Tensor], Sequence[Tensor]],
+    distance: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor],
+) -> list[int]:
+    """The teacher's block for each of the student's.
+
+    Args:
+        teacher (BlocksView): The teacher's.
+        student (BlocksView): The student's.
+        batches (Sequence[Tensor]): Tokens that enter the teacher's first block.
+        recipe (Recipe): How layers are chosen.
+        readout (Callable): As of :func:`inherit_backbone`.
+        distance (Callable): Likewise.
+    """
+    if recipe.layers == 'uniform':
         return uniform_layers(teacher.kinds, student.kinds)
     some, count = [], 0
     for batch in batches:
-        some.append(teacher.embed(batch))
+        some.append(batch)
         count += len(batch)
         if count >= 64:
             break
@@ -313,11 +396,19 @@ def _layers(teacher, student, batches, refit, readout, distance) -> list[int]:
     return choose_layers(teacher.kinds, student.kinds, change)
 
 
-def _inherit_block(teacher, student, layer, slot, dropped, stream, refit, x, y):
-    """Make block ``slot`` of the student from block ``layer`` of the teacher, and run both."""
+def _inherit_block(teacher, student, which, stream, recipe, x, y, places):
+    """Make a block of the student from one of the teacher, and run both."""
+    layer, slot, dropped = which
     tb, sb = teacher.blocks[layer], student.blocks[slot]
-    heir = _BlockHeir(tb, sb, stream, teacher.head_dims, refit)
+    heir = _BlockHeir(tb, sb, stream, teacher.head_dims, recipe.units)
+    own = recipe.refit == 'block'
     write = stream.write.to(x[0])
+
+    def goal(before: Tensor, after: Tensor, ours: Tensor) -> Tensor:
+        """What a layer that writes into the student's stream is to give."""
+        if own:
+            return places(after) @ write.t() - ours
+        return places(after - before) @ write.t()
 
     moments = Moments(tb.proj.in_features, x[0].device)
     normed = [tb.norm1(tokens) for tokens in x]
@@ -328,7 +419,7 @@ def _inherit_block(teacher, student, layer, slot, dropped, stream, refit, x, y):
         middle.append(tokens + tb.write(mixed, 0))
     groups, rows = heir.attention(moments, student.num_heads)
     tables = student.head_tables(slot)
-    for name, table in teacher.head_tables(layer).items():
+    for name, table in teacher.head_tables(layer, groups).items():
         if name not in tables or tables[name].shape != table.shape:
             raise ValueError(
                 f'Block {layer} of the teacher has a {name} of {tuple(table.shape)}, block '
@@ -338,35 +429,43 @@ def _inherit_block(teacher, student, layer, slot, dropped, stream, refit, x, y):
                 'use_rel_pos.'
             )
         assign(tables[name], table)
-    if refit:
+    if recipe.refits:
         heir.correct(
-            sb.qkv, ((sb.norm1(b), tb.qkv(n)[..., rows]) for b, n in zip(y, normed, strict=True))
+            sb.qkv,
+            ((sb.norm1(b), places(tb.qkv(n)[..., rows])) for b, n in zip(y, normed, strict=True)),
         )
     del normed
     mixed = [student.mix(slot, sb.norm1(tokens)) for tokens in y]
-    if refit:
+    if recipe.refits:
         heir.correct(
-            sb.proj, ((m, a @ write.t() - b) for m, a, b in zip(mixed, middle, y, strict=True))
+            sb.proj,
+            ((m, goal(a, b, c)) for m, a, b, c in zip(mixed, x, middle, y, strict=True)),
         )
     y = [b + sb.write(m, 0) for b, m in zip(y, mixed, strict=True)]
 
     moments = Moments(tb.fc2.in_features, x[0].device)
-    x = []
+    x, after = [], []
     for tokens in middle:
         hidden = tb.act(tb.fc1(tb.norm2(tokens)))
         moments.add(hidden)
-        x.append(_advance(teacher, dropped, tokens + tb.write(hidden, 1)))
+        block = tokens + tb.write(hidden, 1)
+        x.append(_advance(teacher, dropped, block))
+        # A layer by itself knows nothing of the blocks that are dropped behind it.
+        after.append(x[-1] if own else block)
     units = heir.mlp(moments)
-    if refit:
+    if recipe.refits:
         heir.correct(
             sb.fc1,
             (
-                (sb.norm2(b), tb.fc1(tb.norm2(a))[..., units])
+                (sb.norm2(b), places(tb.fc1(tb.norm2(a))[..., units]))
                 for a, b in zip(middle, y, strict=True)
             ),
         )
     hidden = [sb.act(sb.fc1(sb.norm2(tokens))) for tokens in y]
-    if refit:
-        heir.correct(sb.fc2, ((h, a @ write.t() - b) for h, a, b in zip(hidden, x, y, strict=True)))
+    if recipe.refits:
+        heir.correct(
+            sb.fc2,
+            ((h, goal(a, b, c)) for h, a, b, c in zip(hidden, middle, after, y, strict=True)),
+        )
     y = [b + sb.write(h, 1) for b, h in zip(y, hidden, strict=True)]
     return groups.tolist(), x, y

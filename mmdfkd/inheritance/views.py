@@ -1,7 +1,7 @@
 """One way to look into the plain ViTs of mmpretrain and into ViTDet."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from mmdfkd.models.backbones.vitdet import ViTDet
 from mmdfkd.models.layers import window_partition, window_unpartition
 
+from .patches import resize_tokens
+
 
 @contextmanager
-def _replaced(module: nn.Module, **parts: nn.Module) -> Iterator[None]:
+def replaced(module: nn.Module, **parts: nn.Module) -> Iterator[None]:
     """Exchange children of ``module`` while the context is open."""
     originals = {name: getattr(module, name) for name in parts}
     try:
@@ -58,13 +60,14 @@ class BlockView:
         return out if self.scales[site] is None else out * self.scales[site]
 
 
-class VitView(ABC):
-    """A plain ViT taken apart.
+class BlocksView(ABC):
+    """Blocks of one stream of tokens taken apart.
 
     Attributes:
         dims: Channels of the tokens.
         blocks: Views of the blocks.
-        kinds: ``'window'`` or ``'global'`` for each block.
+        kinds: Of each block, such as ``'window'`` or ``'global'``; blocks stand in for those of
+            their own kind only.
         head_dims, num_heads: Of the attention.
     """
 
@@ -74,16 +77,37 @@ class VitView(ABC):
     head_dims: int
     num_heads: int
 
+    @abstractmethod
+    def mix(self, index: int, normed: Tensor) -> Tensor:
+        """Outputs of the heads, before ``proj``, from normalised tokens ``[B, ..., D]``."""
+
+    @abstractmethod
+    def head_tables(self, index: int, heads: Tensor | None = None) -> dict[str, Tensor]:
+        """Parameters of a block that belong to the heads alone, by name.
+
+        Args:
+            index (int): Of the block.
+            heads (Tensor, optional): Those of these heads only, where each head has its own.
+        """
+
+    def forward_block(self, index: int, tokens: Tensor) -> Tensor:
+        """One whole block."""
+        return self.blocks[index].block(tokens)
+
+
+class VitView(BlocksView):
+    """A plain ViT taken apart."""
+
+    #: Whether a student may have patches of another size, and if not, why.
+    resamples = False
+    fixed_patches = ''
+
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
         """Tokens that enter the first block: ``[B, ..., D]``."""
-
-    @abstractmethod
-    def mix(self, index: int, normed: Tensor) -> Tensor:
-        """Outputs of the heads, before ``proj``, from normalised tokens ``[B, ..., D]``."""
 
     @abstractmethod
     def patch_conv(self) -> nn.Conv2d:
@@ -93,19 +117,25 @@ class VitView(ABC):
     def token_parameters(self) -> dict[str, Tensor]:
         """Parameters ``[..., D]`` that are added to or put among the tokens, by name."""
 
-    @abstractmethod
-    def head_tables(self, index: int) -> dict[str, Tensor]:
-        """Parameters of a block that belong to the heads' width alone, by name."""
+    def table_for(self, student: 'VitView', name: str, table: Tensor) -> Tensor:
+        """One of :meth:`token_parameters` for the grid of a student, float64."""
+        return table.double()
 
-    def forward_block(self, index: int, tokens: Tensor) -> Tensor:
-        """One whole block."""
-        return self.blocks[index].block(tokens)
+    def places_of(
+        self, student: 'VitView', image_size: tuple[int, int]
+    ) -> Callable[[Tensor], Tensor]:
+        """What takes tokens of this network to the places of a student's."""
+        return lambda tokens: tokens
 
 
 class ViTDetView(VitView):
     """View of :class:`mmdfkd.models.ViTDet`."""
 
     backbone_type = ViTDet
+    fixed_patches = (
+        "a detector's windows, pyramid and anchors are laid out in patches (name the student by a "
+        'config of its own, with another start)'
+    )
 
     def __init__(self, backbone: ViTDet) -> None:
         super().__init__(backbone)
@@ -129,7 +159,7 @@ class ViTDetView(VitView):
     def mix(self, index: int, normed: Tensor) -> Tensor:
         """Outputs of the heads, before ``proj``."""
         block = self.backbone.blocks[index]
-        with _replaced(block.attn, proj=nn.Identity()):
+        with replaced(block.attn, proj=nn.Identity()):
             if not block.window_size:
                 return block.attn(normed)
             windows, padded = window_partition(normed, block.window_size)
@@ -145,8 +175,8 @@ class ViTDetView(VitView):
         """Parameters added to or put among the tokens."""
         return {'pos_embed': self.backbone.pos_embed}
 
-    def head_tables(self, index: int) -> dict[str, Tensor]:
-        """Relative-position tables, where there are any."""
+    def head_tables(self, index: int, heads: Tensor | None = None) -> dict[str, Tensor]:
+        """Relative-position tables, where there are any; all heads share them."""
         attn = self.backbone.blocks[index].attn
         return (
             {}
@@ -157,6 +187,8 @@ class ViTDetView(VitView):
 
 class MmpretrainView(VitView):
     """View of mmpretrain's ``VisionTransformer`` and ``DistilledVisionTransformer``."""
+
+    resamples = True
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__(backbone)
@@ -231,7 +263,7 @@ class MmpretrainView(VitView):
     def mix(self, index: int, normed: Tensor) -> Tensor:
         """Outputs of the heads, before ``proj``."""
         attn = self.backbone.layers[index].attn
-        with _replaced(attn, proj=nn.Identity(), gamma1=nn.Identity()):
+        with replaced(attn, proj=nn.Identity(), gamma1=nn.Identity()):
             return attn(normed)
 
     def patch_conv(self) -> nn.Conv2d:
@@ -247,9 +279,27 @@ class MmpretrainView(VitView):
             if getattr(self.backbone, n, None) is not None
         }
 
-    def head_tables(self, index: int) -> dict[str, Tensor]:
-        """Relative-position tables, where there are any."""
+    def head_tables(self, index: int, heads: Tensor | None = None) -> dict[str, Tensor]:
+        """There are none."""
         return {}
+
+    def table_for(self, student: 'VitView', name: str, table: Tensor) -> Tensor:
+        """Positions are resized to the student's grid, as mmpretrain resizes them."""
+        if name != 'pos_embed':
+            return table.double()
+        grids = (tuple(net.patch_resolution) for net in (self.backbone, student.backbone))
+        return resize_tokens(table.double(), self.backbone.num_extra_tokens, *grids, 'bicubic')
+
+    def places_of(
+        self, student: 'VitView', image_size: tuple[int, int]
+    ) -> Callable[[Tensor], Tensor]:
+        """Tokens of patches are resized to the student's grid."""
+        grids = [
+            # Images are padded to whole patches.
+            tuple(-(-n // k) for n, k in zip(image_size, conv.kernel_size, strict=True))
+            for conv in (self.patch_conv(), student.patch_conv())
+        ]
+        return lambda tokens: resize_tokens(tokens, self.backbone.num_extra_tokens, *grids)
 
     def pool(self, tokens: Tensor) -> tuple[nn.LayerNorm | None, Tensor]:
         """What the classification head reads.
