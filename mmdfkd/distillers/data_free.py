@@ -12,9 +12,9 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 
-from mmdfkd.adapters import Normalizer, Observation, Targets
+from mmdfkd.adapters import Adapter, Normalizer, Observation, Targets
 from mmdfkd.datasets.synthetic import check_size
-from mmdfkd.inheritance import InheritanceReport, inherit
+from mmdfkd.inheritance import InheritanceReport, inherit, recipe_of
 from mmdfkd.registry import MODELS, TASK_UTILS
 from mmdfkd.synthesis import SyntheticSource, inspect_teacher
 from mmdfkd.utils.arguments import accepted_arguments, check_arguments
@@ -55,10 +55,10 @@ class DataFreeDistiller(BaseModel):
             own ``init_cfg``; reported as using external weights) or the path of a checkpoint.
         heads (Sequence[Mapping]): Distill heads.
         source (Mapping): Where the images come from.
-        inheritance (Mapping, optional): ``method`` (``'slice'`` or ``'select'``), ``images`` (how
-            many synthetic images the statistics are taken on, 512) and ``renderer`` (of these
-            images; by default they are the run's own, or procedural ones where the run's come from
-            its dataset).
+        inheritance (Mapping, optional): ``method`` (``'slice'`` or ``'select'``) and its parts
+            (:func:`~mmdfkd.inheritance.recipe.recipe_of`), ``images`` (how many synthetic images
+            the statistics are taken on, 512) and ``renderer`` (of these images; by default they are
+            the run's own, or procedural ones where the run's come from its dataset).
         extra_teachers (Sequence[Mapping]): More teachers, each as ``teacher``, for heads that hear
             several, such as ``mmdfkd.CoAdviseHead``; of the teacher's family and classes. They are
             run only where a head at work asks for them. The source and the student's start know
@@ -94,7 +94,11 @@ class DataFreeDistiller(BaseModel):
         # From here on, whatever is read is counted.
         DataAudit.install()
         check_arguments('model.teacher', teacher, accepted_arguments(Teacher))
-        check_arguments('model.inheritance', inheritance or (), ('method', 'images', 'renderer'))
+        parts = ('method', 'layers', 'channels', 'units', 'refit')
+        check_arguments('model.inheritance', inheritance or (), (*parts, 'images', 'renderer'))
+        # A part that is unknown is refused before anything is read.
+        recipe = {k: v for k, v in (inheritance or {}).items() if k in parts}
+        recipe_of(**recipe)
         frozen_teacher = Teacher(**teacher)
         init = student.get('init', 'inherit')
         cfg = student_config({k: v for k, v in student.items() if k != 'init'}, frozen_teacher.cfg)
@@ -107,8 +111,10 @@ class DataFreeDistiller(BaseModel):
         self.init = init
         self.data_free = data_free
         self.default_image_size = check_size(image_size)
-        self.inheritance_cfg = dict(method='slice', images=512, renderer=None)
-        self.inheritance_cfg.update(inheritance or {})
+        self.inheritance_cfg = dict(recipe=recipe, images=512, renderer=None)
+        self.inheritance_cfg.update(
+            (k, v) for k, v in (inheritance or {}).items() if k not in recipe
+        )
         normalizer = Normalizer.from_config(cfg)
         if balance is not None:
             check_arguments('model.balance', balance, ('layer', 'every', 'momentum'))
@@ -325,7 +331,7 @@ class DataFreeDistiller(BaseModel):
                 self.teacher.adapter,
                 self.student.adapter,
                 images,
-                method=self.inheritance_cfg['method'],
+                **self.inheritance_cfg['recipe'],
             )
             print_log(str(self.inheritance_report), 'current')
             for head in self.student.heads:
