@@ -29,10 +29,11 @@ def build_adapter(net: nn.Module, normalizer: Normalizer) -> Adapter:
     for family in FAMILIES:
         if family.supports(net):
             return family(net, normalizer)
-    known = ', '.join(f.family for f in FAMILIES)
+    known = '; '.join(f.family + (f' ({f.examples})' if f.examples else '') for f in FAMILIES)
     raise TypeError(
         f'No adapter runs a {type(net).__name__}. Supported families: {known}. To add one, '
-        'implement mmdfkd.adapters.Adapter (docs/adding_a_family.md).'
+        'implement mmdfkd.adapters.Adapter: supports, num_classes, features, answer, target_loss '
+        'and class_votes, of a detector propose and detect, too (docs/adding_a_family.md).'
     )
 
 

@@ -22,6 +22,8 @@ class Adapter(ABC):
 
     #: Name of the family in messages and reports.
     family: str
+    #: Networks of the family, for messages.
+    examples = ''
     #: Whether :meth:`box_sizes` needs images.
     sizes_from_images = False
 
@@ -110,6 +112,14 @@ class Adapter(ABC):
         """Final detections of each image (``bboxes``, ``scores``, ``labels``); detectors only."""
         raise TypeError(f'A {self.family} network predicts no boxes.')
 
+    def masks(self, memory: Memory, boxes: list[Tensor]) -> list[Tensor]:
+        """Mask logits at boxes of each image, ``[sum K_i, classes, h, w]`` for each stage.
+
+        Raises:
+            TypeError: For a family without mask heads.
+        """
+        raise TypeError(f'A {self.family} network has no mask head.')
+
     def own_loss(self, memory: Memory, objects: Sequence[InstanceData]) -> dict[str, Tensor]:
         """What mmdet's own training would say, were these the labels; detectors only.
 
@@ -151,8 +161,10 @@ class Adapter(ABC):
             serials (Sequence[int], optional): Likewise, the global index of each image.
         """
         memory = self.encode(images, taps)
-        detect = partial(self.detect, memory)
+        later = dict(
+            find_detections=partial(self.detect, memory), find_masks=partial(self.masks, memory)
+        )
         if not respond:
-            return Observation(memory, find_detections=detect)
+            return Observation(memory, **later)
         probe = self.propose(memory)
-        return Observation(memory, probe, self.answer(memory, probe), detect)
+        return Observation(memory, probe, self.answer(memory, probe), **later)

@@ -10,6 +10,7 @@ class ClassifierAdapter(Adapter):
     """mmpretrain's ``ImageClassifier`` with a linear classification head."""
 
     family = 'classifier'
+    examples = "mmpretrain's ImageClassifier"
 
     @classmethod
     def supports(cls, net: nn.Module) -> bool:

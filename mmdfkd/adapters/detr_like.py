@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 import torch
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ class DetrAdapter(Adapter):
     """
 
     family = 'DETR-like'
+    examples = 'DETR, Conditional DETR, DAB-DETR, Deformable DETR, DINO'
     sizes_from_images = True
     #: Calls of :meth:`target_loss` at one layout after which a box keeps its query.
     rematch = 20
@@ -194,7 +196,14 @@ class DetrAdapter(Adapter):
             dense_logits, dense_deltas = (
                 _maps(x, encoder.shapes) for x in (proposals[0][..., None], proposals[1])
             )
-        return QueryResponse(*rows, dense_logits, dense_deltas, asked, fresh, find_own)
+        h, w = memory.image_size
+
+        def find_boxes() -> Tensor:
+            return bbox_cxcywh_to_xyxy(rows[1]) * rows[1].new_tensor([w, h, w, h])
+
+        return QueryResponse(
+            *rows, dense_logits, dense_deltas, asked, fresh, find_own, find_boxes=find_boxes
+        )
 
     @torch.no_grad()
     def observe(

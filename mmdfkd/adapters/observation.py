@@ -78,10 +78,12 @@ class Probe:
     Attributes:
         boxes: Per image ``[K_i, 4]`` xyxy pixels.
         scores: Per image ``[K_i]`` objectness of the teacher in [0, 1].
+        moved: Of a cascade: for each stage after the first, where the teacher moved the boxes.
     """
 
     boxes: list[Tensor]
     scores: list[Tensor]
+    moved: tuple[list[Tensor], ...] = field(default=(), kw_only=True)
 
 
 @dataclass
@@ -91,18 +93,27 @@ class Response:
     Attributes:
         logits: Classifier: ``[B, classes]``. Two-stage: ``[sum K_i, classes + 1]``, background
             last, at the
-            probe's boxes.
+            probe's boxes; of a cascade the mean of its stages, as it predicts.
         deltas: Two-stage: box regression at the probe's boxes, ``[sum K_i, 4]`` or ``[sum K_i, 4 *
             classes]``, in
-            the coder's normalised units.
+            the coder's normalised units; of a cascade those of its last stage.
         dense_logits: Two-stage: RPN objectness logits, per level ``[B, A, H, W]``.
         dense_deltas: Two-stage: RPN box regression, per level ``[B, 4 * A, H, W]``.
+        stages: Two-stage: logits and deltas of every stage of the RoI head; one without a cascade.
+        find_boxes: Detectors: makes :attr:`boxes`.
     """
 
     logits: Tensor
     deltas: Tensor | None = None
     dense_logits: tuple[Tensor, ...] | None = None
     dense_deltas: tuple[Tensor, ...] | None = None
+    stages: tuple[tuple[Tensor, Tensor], ...] = field(default=(), kw_only=True)
+    find_boxes: Callable[[], Tensor] | None = field(default=None, repr=False, kw_only=True)
+
+    @cached_property
+    def boxes(self) -> Tensor | None:
+        """Detectors: the box of each row of ``logits``, differentiable, ``[sum K_i, 4]`` xyxy."""
+        return None if self.find_boxes is None else self.find_boxes()
 
 
 @dataclass
@@ -115,6 +126,8 @@ class Observation:
             mmdet's names.
         through: A dense one-stage teacher's only: the answers of the rest of its head to features
             of a student's (:meth:`~mmdfkd.adapters.OneStageAdapter.through`).
+        find_masks: Of a network with a mask head: mask logits of each of its stages at boxes of
+            each image.
         others: The teacher's only: what the run's extra teachers say about the same images, as
             many as the heads ask for, each with a response.
     """
@@ -127,6 +140,7 @@ class Observation:
         default=None, repr=False
     )
     through: Callable[..., Any] | None = field(default=None, repr=False)
+    find_masks: Callable[[list[Tensor]], list[Tensor]] | None = field(default=None, repr=False)
     others: tuple['Observation', ...] = ()
 
     @cached_property

@@ -49,6 +49,7 @@ class OneStageAdapter(Adapter):
     """
 
     family = 'one-stage'
+    examples = 'RetinaNet, FCOS, GFL, RTMDet'
     #: Places per image that the probe holds.
     most = 100
 
@@ -180,6 +181,7 @@ class OneStageAdapter(Adapter):
             dense_deltas=tuple(maps[1]),
             answers=answers,
             towers=towers,
+            find_boxes=lambda: torch.cat([x[i] for x, i in zip(answers.boxes, index, strict=True)]),
         )
 
     @torch.no_grad()

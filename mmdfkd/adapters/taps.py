@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -28,10 +28,8 @@ def tapped(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         for key in names:
             name = key.removesuffix(_INPUT)
             if name not in modules:
-                near = [n for n in modules if n.split('.')[-1] == name.split('.')[-1]][:8]
                 raise KeyError(
-                    f"{type(net).__name__} has no module '{name}' to tap; of that last name: "
-                    f'{near}.'
+                    f"{type(net).__name__} has no module '{name}' to tap; {_nearest(name, modules)}"
                 )
             module = modules[name]
             if name == key:
@@ -47,3 +45,19 @@ def tapped(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _nearest(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """What may have been meant: modules of that last name, or what the next larger one holds."""
+    last = name.rpartition('.')[2]
+    alike = [n for n in modules if n and n.rpartition('.')[2] == last]
+    # A number is everywhere; that of a block says something in its own list alone.
+    if alike and not last.isdigit():
+        return f'of that last name: {alike[:8]}.'
+    parent = name
+    while parent not in modules:
+        parent = parent.rpartition('.')[0]
+    inner = [n for n, _ in modules[parent].named_children()]
+    if inner and all(n.isdigit() for n in inner):
+        return f"'{parent}' has {inner[0]} to {inner[-1]}."
+    return f"there is no '{last}' in it. '{parent or type(modules['']).__name__}' has {inner[:12]}."

@@ -1,35 +1,44 @@
 import torch
 import torch.nn.functional as F
+from mmdet.models.dense_heads import RPNHead
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import bbox2roi
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from .base import Adapter
 from .layout import LayoutPlan, plan_layout
+from .normalizer import Normalizer
 from .observation import Memory, Probe, Response, Targets
+from .roi_stages import RoIStages, runs_cascade
 
 
 class TwoStageAdapter(Adapter):
-    """mmdet's detectors with an RPN and one RoI stage: Faster R-CNN, Mask R-CNN (its boxes)."""
+    """mmdet's detectors with an RPN and RoI heads: Faster, Mask and Cascade R-CNN, ViTDet.
+
+    Of a cascade every stage answers, each where the teacher's stage before it moved the boxes.
+    """
 
     family = 'two-stage'
+    examples = 'Faster, Mask and Cascade R-CNN, ViTDet'
+
+    def __init__(self, net: nn.Module, normalizer: Normalizer) -> None:
+        super().__init__(net, normalizer)
+        self.stages = RoIStages(net.roi_head)
 
     @classmethod
     def supports(cls, net: nn.Module) -> bool:
-        """True for a detector with an RPN and a single-stage RoI head."""
+        """True for a detector with an RPN of anchors and one box head, or Cascade R-CNN's."""
         roi_head = getattr(net, 'roi_head', None)
-        return (
-            roi_head is not None
-            and hasattr(net, 'rpn_head')
-            and not isinstance(getattr(roi_head, 'bbox_head', None), nn.ModuleList)
-            and hasattr(roi_head, 'bbox_roi_extractor')
-        )
+        if roi_head is None or not isinstance(getattr(net, 'rpn_head', None), RPNHead):
+            return False
+        if isinstance(getattr(roi_head, 'bbox_head', None), nn.ModuleList):
+            return runs_cascade(roi_head)
+        return hasattr(roi_head, 'bbox_roi_extractor') and roi_head.with_bbox
 
     @property
     def num_classes(self) -> int:
         """Number of foreground classes."""
-        return int(self.net.roi_head.bbox_head.num_classes)
+        return int(self.stages.heads[0].num_classes)
 
     def features(self, inputs: Tensor) -> tuple:
         """Backbone and neck: one ``[B, C, H, W]`` per level."""
@@ -52,23 +61,53 @@ class TwoStageAdapter(Adapter):
         results = rpn.predict_by_feat(
             *rpn(memory.feats), batch_img_metas=self._metas(memory), cfg=rpn.test_cfg
         )
-        return Probe(boxes=[r.bboxes for r in results], scores=[r.scores for r in results])
-
-    def _roi_outputs(self, feats: tuple, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        out = self.net.roi_head._bbox_forward(feats, bbox2roi(boxes))
-        return out['cls_score'], out['bbox_pred']
+        probe = Probe(boxes=[r.bboxes for r in results], scores=[r.scores for r in results])
+        if len(self.stages.heads) > 1:
+            _, places = self.stages.run(memory.feats, probe.boxes, memory.image_size)
+            probe.moved = tuple(places[1:])
+        return probe
 
     def answer(self, memory: Memory, probe: Probe) -> Response:
         """RPN maps, and RoI logits and deltas at the probe's boxes."""
         dense_logits, dense_deltas = self.net.rpn_head(memory.feats)
-        logits, deltas = self._roi_outputs(memory.feats, probe.boxes)
-        return Response(logits, deltas, tuple(dense_logits), tuple(dense_deltas))
+        found, places = self.stages.run(memory.feats, probe.boxes, memory.image_size, probe.moved)
+        return Response(
+            self._together(found),
+            found[-1][1],
+            tuple(dense_logits),
+            tuple(dense_deltas),
+            stages=tuple(found),
+            find_boxes=lambda: self._moved(found[-1], places[-1], memory.image_size),
+        )
+
+    def _moved(
+        self, last: tuple[Tensor, Tensor], boxes: list[Tensor], image_size: tuple[int, int]
+    ) -> Tensor:
+        """Where the last stage's deltas lead, by its surest class: ``[sum K_i, 4]``."""
+        head, (logits, deltas) = self.stages.heads[-1], last
+        if not len(logits):
+            return deltas.reshape(0, 4)
+        label = logits.detach()[:, :-1].argmax(1)
+        return head.regress_by_class(torch.cat(boxes), label, deltas, dict(img_shape=image_size))
+
+    @staticmethod
+    def _together(found: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Classes, as prediction takes them: the mean of the stages' logits."""
+        return torch.stack([logits for logits, _ in found]).mean(0)
+
+    def masks(self, memory: Memory, boxes: list[Tensor]) -> list[Tensor]:
+        """Mask logits of each stage at boxes of each image."""
+        return self.stages.masks(memory.feats, boxes)
+
+    def _class_probabilities(self, memory: Memory, probe: Probe) -> Tensor:
+        found, _ = self.stages.run(memory.feats, probe.boxes, memory.image_size, probe.moved)
+        return self._together(found).softmax(-1)[:, :-1]
 
     @torch.no_grad()
     def class_votes(self, memory: Memory) -> Tensor:
         """Per class, its highest probability at any proposal of the image."""
         probe = self.propose(memory)
-        probabilities = self._roi_outputs(memory.feats, probe.boxes)[0].softmax(-1)[:, :-1]
+        probabilities = self._class_probabilities(memory, probe)
         counts = [len(b) for b in probe.boxes]
         empty = probabilities.new_zeros(self.num_classes)
         return torch.stack([p.amax(0) if len(p) else empty for p in probabilities.split(counts)])
@@ -77,7 +116,7 @@ class TwoStageAdapter(Adapter):
     def class_places(self, memory: Memory) -> tuple[Tensor, Tensor]:
         """Per class, the proposal where it is seen most: class probability times objectness."""
         probe = self.propose(memory)
-        probabilities = self._roi_outputs(memory.feats, probe.boxes)[0].softmax(-1)[:, :-1]
+        probabilities = self._class_probabilities(memory, probe)
         votes = probabilities.new_zeros(len(probe.boxes), self.num_classes)
         boxes = probabilities.new_zeros(len(probe.boxes), self.num_classes, 4)
         parts = probabilities.split([len(b) for b in probe.boxes])
@@ -137,33 +176,45 @@ class TwoStageAdapter(Adapter):
         # The RPN's own order: position-major, anchors of a position together.
         logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in dense_logits], 1)
         deltas = torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in dense_deltas], 1)
-        roi_logits, roi_deltas = self._roi_outputs(memory.feats, [p.rois for p in plans])
-        counts = [len(p.rois) for p in plans]
-        roi_head = self.net.roi_head.bbox_head
+        rois = [plan.rois for plan in plans]
+        counts = [len(own) for own in rois]
+        stages = [
+            [x.split(counts) for x in self.stages.outputs(stage, memory.feats, rois)]
+            for stage in range(len(self.stages.heads))
+        ]
         losses = []
-        for i, (plan, cls, reg) in enumerate(
-            zip(plans, roi_logits.split(counts), roi_deltas.split(counts), strict=True)
-        ):
+        for i, plan in enumerate(plans):
             # An image without any background anchor adds nothing, where a mean would be NaN.
             negative = F.softplus(logits[i][plan.negative])
             loss = negative.sum() / max(len(negative), 1)
-            background = plan.roi_labels == self.num_classes
-            if background.any():
-                loss = loss + F.cross_entropy(cls[background], plan.roi_labels[background])
             if len(plan.positive):
-                boxes = targets.boxes[i]
                 loss = loss + F.softplus(-logits[i][plan.positive]).mean()
                 goal = self.net.rpn_head.bbox_coder.encode(
-                    anchors[plan.positive], boxes[plan.matched]
+                    anchors[plan.positive], targets.boxes[i][plan.matched]
                 )
                 loss = loss + F.l1_loss(deltas[i][plan.positive], goal)
-                n = len(plan.roi_matched)
-                loss = loss + F.cross_entropy(cls[:n], plan.roi_labels[:n])
-                own = reg[:n]
-                if not roi_head.reg_class_agnostic:
-                    rows = torch.arange(n, device=own.device)
-                    own = own.view(n, -1, 4)[rows, plan.roi_labels[:n]]
-                goal = roi_head.bbox_coder.encode(plan.rois[:n], boxes[plan.roi_matched])
-                loss = loss + F.l1_loss(own, goal)
+            for head, (cls, reg) in zip(self.stages.heads, stages, strict=True):
+                own = _roi_loss(head, plan, cls[i], reg[i], targets.boxes[i])
+                loss = loss + own / len(stages)
             losses.append(loss)
         return torch.stack(losses)
+
+
+def _roi_loss(
+    head: nn.Module, plan: LayoutPlan, logits: Tensor, deltas: Tensor, boxes: Tensor
+) -> Tensor:
+    """One stage's loss at the plan's RoIs of one image."""
+    background = plan.roi_labels == head.num_classes
+    loss = logits.sum() * 0
+    if background.any():
+        loss = loss + F.cross_entropy(logits[background], plan.roi_labels[background])
+    if len(plan.positive):
+        n = len(plan.roi_matched)
+        loss = loss + F.cross_entropy(logits[:n], plan.roi_labels[:n])
+        own = deltas[:n]
+        if not head.reg_class_agnostic:
+            rows = torch.arange(n, device=own.device)
+            own = own.view(n, -1, 4)[rows, plan.roi_labels[:n]]
+        goal = head.bbox_coder.encode(plan.rois[:n], boxes[plan.roi_matched])
+        loss = loss + F.l1_loss(own, goal)
+    return loss

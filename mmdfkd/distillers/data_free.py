@@ -74,7 +74,8 @@ class DataFreeDistiller(BaseModel):
             config's top-level one here.
 
     Raises:
-        ValueError: If teacher and student have different classes or are of different families.
+        ValueError: If teacher and student have different classes, or are of different families and
+            a head compares what only one family has.
         TypeError: If a setting is unknown.
     """
 
@@ -158,10 +159,7 @@ class DataFreeDistiller(BaseModel):
     def _check_pair(self) -> None:
         teacher, student = self.teacher.adapter, self.student.adapter
         if teacher.family != student.family:
-            raise ValueError(
-                f'The teacher is a {teacher.family} network and the student a {student.family} '
-                'one; both must be of one family.'
-            )
+            self._check_families(teacher, student)
         if teacher.num_classes != student.num_classes:
             raise ValueError(
                 f'The teacher has {teacher.num_classes} classes and the student '
@@ -181,6 +179,24 @@ class DataFreeDistiller(BaseModel):
             raise ValueError(
                 f'{", ".join(names)} needs {wanted} more teacher(s): give model.extra_teachers=['
                 'dict(config=..., checkpoint=...)].'
+            )
+
+    def _check_families(self, teacher: Adapter, student: Adapter) -> None:
+        """Detectors of two families share what every head of the run can compare."""
+        pair = f'The teacher is a {teacher.family} network and the student a {student.family} one'
+        if not (teacher.detects and student.detects):
+            raise ValueError(f'{pair}; both must be detectors, or of one family.')
+        strict = [type(h).__name__ for h in self.student.heads if not h.any_family]
+        if strict:
+            raise ValueError(
+                f'{pair}, but {", ".join(strict)} compares networks of one family. Of detectors of '
+                'two families: PseudoLabelHead, BoxResponseHead, PyramidHead, FGDHead and the '
+                'heads of features and relations with levels or taps.'
+            )
+        if self.init == 'inherit':
+            raise ValueError(
+                f'{pair}: a student inherits from its own family only. Set model.student.init to '
+                "'random', 'config' or a checkpoint."
             )
 
     def _check_replay(self) -> None:

@@ -31,7 +31,7 @@ def blank(adapter: Adapter, image_size: tuple[int, int]) -> Tensor:
 
 def widths_of(
     adapter: Adapter, taps: Sequence[str], image_size: tuple[int, int]
-) -> dict[str, list[int] | int]:
+) -> dict[str, list | int]:
     """Channel counts, by one forward of a blank image.
 
     Args:
@@ -40,8 +40,8 @@ def widths_of(
         image_size (tuple[int, int]): Height and width in pixels.
 
     Returns:
-        dict[str, list[int] | int]: Of the features (``'neck'``, for a classifier ``'backbone'``; a
-            list) and of each tap by its name.
+        dict[str, list | int]: Of the features (``'neck'``, for a classifier ``'backbone'``; a
+            list) and of each tap by its name; ``'neck_sizes'``, rows and columns of each feature.
     """
     with evaluating(adapter.net), torch.no_grad():
         memory = adapter.encode(blank(adapter, image_size), taps)
@@ -52,7 +52,8 @@ def widths_of(
         return value.shape[1] if value.dim() == 4 and not _tokens_last(value) else value.shape[-1]
 
     outputs = [channels(f) for f in memory.feats]
-    widths: dict[str, list[int] | int] = {'neck': outputs, 'backbone': outputs}
+    widths: dict[str, list | int] = {'neck': outputs, 'backbone': outputs}
+    widths['neck_sizes'] = [tuple(getattr(f, 'shape', ())[2:]) for f in memory.feats]
     widths.update({name: channels(value) for name, value in memory.taps.items()})
     return widths
 
@@ -239,7 +240,11 @@ class Student(nn.Module):
             probe = teacher.probe if needs.response else None
             response = self.adapter.answer(memory, probe)
         mine = Observation(
-            memory, teacher.probe, response, own_loss=partial(self.adapter.own_loss, memory)
+            memory,
+            teacher.probe,
+            response,
+            own_loss=partial(self.adapter.own_loss, memory),
+            find_masks=partial(self.adapter.masks, memory),
         )
         return [head(mine, teacher, targets, images) for head in heads]
 

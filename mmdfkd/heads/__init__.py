@@ -3,6 +3,7 @@
 from .attention import AttentionHead
 from .base import DistillHead, Needs
 from .block import BlockHead
+from .box_response import BoxResponseHead
 from .channel_map import ChannelMapHead
 from .co_advise import CoAdviseHead
 from .cross_architecture import CrossArchitectureHead
@@ -13,8 +14,10 @@ from .distillation_token import DistillationTokenHead
 from .early_feature import EarlyFeatureHead
 from .encoder_memory import EncoderMemoryHead
 from .feature import FeatureHead
+from .fgd import FGDHead
 from .generation import GenerationHead
 from .logit import LogitHead
+from .mask import MaskResponseHead
 from .noise_adapted import NoiseAdaptedHead
 from .probe import ProbeHead
 from .pseudo_label import NoDetectionsError, PseudoLabelHead
@@ -32,6 +35,7 @@ from .target_aware import TargetAwareHead
 __all__ = [
     'AttentionHead',
     'BlockHead',
+    'BoxResponseHead',
     'ChannelMapHead',
     'ChannelWiseHead',
     'CoAdviseHead',
@@ -42,11 +46,13 @@ __all__ = [
     'DistillationTokenHead',
     'EarlyFeatureHead',
     'EncoderMemoryHead',
+    'FGDHead',
     'FeatureHead',
     'GenerationHead',
     'HungarianQueryHead',
     'LogitHead',
     'ManifoldHead',
+    'MaskResponseHead',
     'Needs',
     'NoDetectionsError',
     'NoiseAdaptedHead',

@@ -60,6 +60,7 @@ class DistillHead(BaseModule):
 
     Attributes:
         needs (Needs): What it must be given; nothing beside the memories unless a subclass says so.
+        any_family (bool): Whether teacher and student may be detectors of different families.
         resting (bool): Set from outside while the head is to cost nothing, whatever its schedule.
 
     Args:
@@ -78,6 +79,7 @@ class DistillHead(BaseModule):
     """
 
     needs = Needs()
+    any_family = False
 
     def __init__(
         self,

@@ -37,6 +37,8 @@ class PseudoLabelHead(DistillHead):
         ValueError: On an argument that makes no sense.
     """
 
+    any_family = True
+
     def __init__(
         self, threshold: float = 0.4, on_empty: str = 'warn', patience: int = 200, **kwargs
     ) -> None:

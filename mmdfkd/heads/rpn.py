@@ -1,11 +1,12 @@
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdfkd.adapters import Observation, Response, Targets
 from mmdfkd.losses import binary_kl, box_delta_loss
 from mmdfkd.registry import MODELS
 
 from .base import DistillHead, Needs
+from .roi import box_coding
 
 
 @MODELS.register_module()
@@ -46,6 +47,23 @@ class RPNResponseHead(DistillHead):
         self.floor = floor
         self.delta_weight = delta_weight
         self.beta = beta
+
+    def bind(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Look whether both region proposal networks, where they are, code boxes alike.
+
+        Raises:
+            ValueError: If not.
+        """
+        rpns = [getattr(net, 'rpn_head', None) for net in (student, teacher)]
+        if None in rpns:
+            # A two-stage DETR proposes without one.
+            return
+        own, other = map(box_coding, rpns)
+        if own != other:
+            raise ValueError(
+                f"RPNResponseHead: the student's RPN codes boxes as {own}, the teacher's as "
+                f'{other}: give both one bbox_coder.'
+            )
 
     def losses(
         self, student: Observation, teacher: Observation, targets: Targets, images: Tensor

@@ -39,6 +39,7 @@ class TokenHead(DistillHead):
         ValueError: If the taps do not pair, or both taps and levels are named.
     """
 
+    any_family = True
     loss_key: str
 
     def __init__(

@@ -12,6 +12,7 @@ from .dense import dense_box_loss, localization_distillation, quality_focal
 from .dist import dist
 from .distillation_token import distillation_token
 from .dkd import dkd
+from .fgd import attention_masks, box_places, fgd_focal
 from .hard_label import hard_label, label_cross_entropy
 from .head_attention import head_attention, ssim
 from .hidden_relation import hidden_relation
@@ -53,12 +54,14 @@ __all__ = [
     'ManifoldTerms',
     'SparseLabels',
     'attention_consistency',
+    'attention_masks',
     'attention_probe',
     'attention_rows',
     'attention_uniformity',
     'bce_with_soft_targets',
     'binary_kl',
     'box_delta_loss',
+    'box_places',
     'channel_map_mimic',
     'class_gram_row',
     'co_advise',
@@ -72,6 +75,7 @@ __all__ = [
     'distillation_token',
     'dkd',
     'feature_recalibration',
+    'fgd_focal',
     'foreground',
     'generalized_iou',
     'hard_label',

@@ -1,0 +1,114 @@
+"""The RoI heads of a two-stage detector: one, or the stages of a cascade."""
+
+from collections.abc import Sequence
+
+import torch
+from mmdet.models.roi_heads import CascadeRoIHead
+from mmdet.structures.bbox import bbox2roi
+from torch import Tensor, nn
+
+
+def runs_cascade(roi_head: nn.Module) -> bool:
+    """Whether stages are run as Cascade R-CNN runs them; HTC and Sparse R-CNN run theirs else."""
+    return isinstance(roi_head, CascadeRoIHead) and all(
+        getattr(type(roi_head), name) is getattr(CascadeRoIHead, name)
+        for name in ('_bbox_forward', '_mask_forward')
+    )
+
+
+class RoIStages:
+    """One box head, and mask head, for each stage; stateless around mmdet's RoI head.
+
+    Args:
+        roi_head (nn.Module): A ``StandardRoIHead`` or a ``CascadeRoIHead``.
+    """
+
+    def __init__(self, roi_head: nn.Module) -> None:
+        self.roi_head = roi_head
+        self.cascade = isinstance(roi_head.bbox_head, nn.ModuleList)
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The box head of each stage."""
+        return list(self.roi_head.bbox_head) if self.cascade else [self.roi_head.bbox_head]
+
+    def outputs(self, stage: int, feats: tuple, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits and deltas of a stage at boxes of each image, in one row after the other."""
+        rois = bbox2roi(list(boxes))
+        which = (stage,) if self.cascade else ()
+        found = self.roi_head._bbox_forward(*which, feats, rois)
+        return found['cls_score'], found['bbox_pred']
+
+    def masks(self, feats: tuple, boxes: Sequence[Tensor]) -> list[Tensor]:
+        """Mask logits of each stage at the same boxes, ``[sum K_i, classes, h, w]`` each.
+
+        Raises:
+            ValueError: If there is no mask head.
+        """
+        if not self.roi_head.with_mask:
+            raise ValueError(f'{type(self.roi_head).__name__} has no mask head.')
+        rois = bbox2roi(list(boxes))
+        stages = range(len(self.heads)) if self.cascade else [None]
+        return [
+            self.roi_head._mask_forward(*(() if stage is None else (stage,)), feats, rois)[
+                'mask_preds'
+            ]
+            for stage in stages
+        ]
+
+    @torch.no_grad()
+    def refine(
+        self,
+        stage: int,
+        boxes: Sequence[Tensor],
+        logits: Tensor,
+        deltas: Tensor,
+        image_size: tuple[int, int],
+    ) -> list[Tensor]:
+        """Where a stage moves its boxes, for the next one: by its surest class, inside the image.
+
+        Returns:
+            list[Tensor]: As many boxes of each image as there were.
+        """
+        head = self.heads[stage]
+        counts = [len(own) for own in boxes]
+        if head.custom_activation:
+            logits = head.loss_cls.get_activation(logits)
+        moved = []
+        for own, cls, reg in zip(boxes, logits.split(counts), deltas.split(counts), strict=True):
+            if len(own):
+                label = cls[:, :-1].argmax(1)
+                own = head.regress_by_class(own, label, reg, dict(img_shape=image_size))
+            moved.append(own)
+        return moved
+
+    def run(
+        self,
+        feats: tuple,
+        boxes: Sequence[Tensor],
+        image_size: tuple[int, int],
+        moved: Sequence[Sequence[Tensor]] = (),
+    ) -> tuple[list[tuple[Tensor, Tensor]], list[list[Tensor]]]:
+        """All stages, one after the other.
+
+        Args:
+            feats (tuple): The pyramid.
+            boxes (Sequence[Tensor]): Per image ``[K_i, 4]``, xyxy pixels, of the first stage.
+            image_size (tuple[int, int]): ``(H, W)`` pixels.
+            moved (Sequence[Sequence[Tensor]]): Boxes of later stages, for as many as there are:
+                where another network moved them. Otherwise it moves them itself.
+
+        Returns:
+            tuple: Logits and deltas of each stage, and the boxes of each stage.
+        """
+        places, found = [list(boxes)], []
+        for stage in range(len(self.heads)):
+            found.append(self.outputs(stage, feats, places[stage]))
+            if stage + 1 < len(self.heads):
+                given = stage < len(moved)
+                places.append(
+                    list(moved[stage])
+                    if given
+                    else self.refine(stage, places[stage], *found[stage], image_size)
+                )
+        return found, places

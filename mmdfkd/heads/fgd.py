@@ -1,0 +1,152 @@
+from collections.abc import Mapping
+
+import torch
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from mmdfkd.adapters import Observation, Targets
+from mmdfkd.losses import box_places, fgd_focal, masked_mimic
+from mmdfkd.registry import MODELS
+
+from .pyramid import PyramidLevels
+
+
+class GlobalContext(nn.Module):
+    """A map and what it says as a whole: GCNet's block, as FGD compares maps (its Eq. 12).
+
+    ``F + W_2 ReLU(LN(W_1 sum_p a_p F_p))`` with ``a = softmax(W_k F)`` over the places.
+
+    Args:
+        channels (int): In and out; half of them in between.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // 2, 1)
+        self.where = nn.Conv2d(channels, 1, 1)
+        self.change = nn.Sequential(
+            nn.Linear(channels, hidden),
+            nn.LayerNorm(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, channels),
+        )
+        # As GCNet's: at the start the map alone.
+        nn.init.zeros_(self.change[-1].weight)
+        nn.init.zeros_(self.change[-1].bias)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """``[N, C, H, W]``."""
+        share = self.where(maps).flatten(2).softmax(-1)
+        context = (maps.flatten(2) * share).sum(-1)
+        return maps + self.change(context)[..., None, None]
+
+
+@MODELS.register_module()
+class FGDHead(PyramidLevels):
+    """Focal and global distillation of the pyramid (FGD, Yang et al., CVPR 2022).
+
+    Foreground and background apart, each weighted by where and in which channels the teacher's map
+    is strong; the student's own masks follow the teacher's; and the maps with their global context.
+    The published code has a block of context for either network and trains both; here one reads
+    both, as the paper's equation has it, and is trained on the student's map. Terms are means in
+    units of the teacher's energy, so that weights hold at every resolution, batch and width
+    (:func:`~mmdfkd.losses.fgd_focal`).
+
+    What is foreground: labelled boxes in the paper, here the teacher's detections, or the boxes
+    that an image was made to show. An image without any is background.
+
+    Args:
+        boxes (str): ``'teacher'``: its detections; ``'layout'``: those of the image's targets;
+            ``'auto'``: the layout where the batch has one. Defaults to ``'auto'``.
+        threshold (float): Least score of a detection that counts, in (0, 1). Defaults to 0.3.
+        foreground_weight (float): Weight of the objects. Defaults to 1.
+        background_weight (float): Weight of the rest; half of the objects', as published. Defaults
+            to 0.5.
+        attention_weight (float): Weight of the masks. Defaults to 0.5.
+        global_weight (float): Weight of the maps with their context. Defaults to 0.5.
+        temperature (float): Of the masks. Defaults to 0.5, as published.
+        **kwargs: ``levels`` and ``align`` of :class:`~mmdfkd.heads.pyramid.PyramidLevels`,
+            ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
+
+    Raises:
+        ValueError: On an unknown choice of boxes, a threshold outside (0, 1) or a temperature that
+            is not positive.
+    """
+
+    def __init__(
+        self,
+        boxes: str = 'auto',
+        threshold: float = 0.3,
+        foreground_weight: float = 1.0,
+        background_weight: float = 0.5,
+        attention_weight: float = 0.5,
+        global_weight: float = 0.5,
+        temperature: float = 0.5,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        if boxes not in ('teacher', 'layout', 'auto'):
+            raise ValueError(f"FGDHead: boxes is 'teacher', 'layout' or 'auto', not {boxes!r}.")
+        if not 0 < threshold < 1:
+            raise ValueError(f'FGDHead: threshold is in (0, 1), not {threshold}.')
+        if temperature <= 0:
+            raise ValueError(f'FGDHead: temperature must be positive, not {temperature}.')
+        self.boxes = boxes
+        self.threshold = threshold
+        self.weights = foreground_weight, background_weight, attention_weight
+        self.global_weight = global_weight
+        self.temperature = temperature
+        self.contexts: nn.ModuleList | None = None
+
+    def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
+        """One 1x1 convolution, and one block of context, per compared level."""
+        super().build_aligners(student_widths, teacher_widths)
+        if self.global_weight:
+            self.contexts = nn.ModuleList(GlobalContext(width) for width in self.teacher_widths)
+
+    def losses(
+        self, student: Observation, teacher: Observation, targets: Targets, images: Tensor
+    ) -> dict[str, Tensor]:
+        """``loss_fgd_foreground``, ``_background``, ``_attention`` and ``_global``, by level."""
+        objects = self.objects(teacher, targets)
+        focal, context = [], 0.0
+        for index, (map_s, map_t) in enumerate(self.paired_maps(student, teacher)):
+            places = [
+                box_places(boxes.to(map_t.device), map_t.shape[-2:], images.shape[-2:])
+                for boxes in objects
+            ]
+            places = [torch.stack(part) for part in zip(*places, strict=True)]
+            focal.append(fgd_focal(map_s, map_t, *places, self.temperature))
+            if self.contexts is not None:
+                block = self.contexts[index]
+                # The block is trained on the student's side: the teacher's map is what is wanted.
+                context = context + masked_mimic(block(map_s), block(map_t))
+        names = 'loss_fgd_foreground', 'loss_fgd_background', 'loss_fgd_attention'
+        found = {
+            name: weight * sum(terms) / len(focal)
+            for name, weight, terms in zip(
+                names, self.weights, zip(*focal, strict=True), strict=True
+            )
+        }
+        if self.contexts is not None:
+            found['loss_fgd_global'] = self.global_weight * context / len(focal)
+        return found
+
+    def objects(self, teacher: Observation, targets: Targets) -> list[Tensor]:
+        """Boxes of each image.
+
+        Raises:
+            ValueError: With ``boxes='layout'``, if the images have none.
+        """
+        if self.boxes == 'layout' and targets.boxes is None:
+            raise ValueError(
+                "FGDHead(boxes='layout'): these images were not made to show boxes; take "
+                "mmdfkd.LayoutInversionSource, or boxes='teacher'."
+            )
+        if self.boxes != 'teacher' and targets.boxes is not None:
+            return list(targets.boxes)
+        return [_surest(found, self.threshold) for found in teacher.detections]
+
+
+def _surest(found: InstanceData, least: float) -> Tensor:
+    return found.bboxes[found.scores >= least]

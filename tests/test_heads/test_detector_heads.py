@@ -1,0 +1,339 @@
+"""Masks, cascade stages, FGD and answers across families, between tiny detectors."""
+
+import copy
+
+import pytest
+import torch
+import toy
+from mmdet.structures.bbox import bbox2roi, bbox_overlaps
+from mmengine.structures import InstanceData
+
+from mmdfkd.adapters import Normalizer, Observation, Targets, TwoStageAdapter, build_adapter
+from mmdfkd.distillers.student import Student
+from mmdfkd.heads import FGDHead, PyramidHead
+from mmdfkd.losses import box_places
+from mmdfkd.registry import MODELS
+
+PIXELS = toy.images(2)
+STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1])
+
+
+def cascade_model(dims=32, stages=2) -> dict:
+    """The tiny Mask R-CNN with a cascade of heads."""
+    model = toy.detector_model(dims, 1, mask=True)
+    model['type'] = 'CascadeRCNN'
+    roi = model['roi_head']
+    bbox = [
+        dict(
+            copy.deepcopy(roi['bbox_head']),
+            reg_class_agnostic=True,
+            bbox_coder=dict(roi['bbox_head']['bbox_coder'], target_stds=stds),
+        )
+        for stds in STDS[:stages]
+    ]
+    roi.update(
+        type='CascadeRoIHead',
+        num_stages=stages,
+        stage_loss_weights=[1.0] * stages,
+        bbox_head=bbox,
+    )
+    return model
+
+
+def adapter_of(model, seed=0):
+    net = toy.build(model, seed).requires_grad_(seed > 0)
+    return build_adapter(net, Normalizer.from_config(toy.whole(model)))
+
+
+def student_of(teacher, model, *heads, seed=1):
+    adapter = adapter_of(model, seed)
+    student = Student(adapter.net, adapter.normalizer, [MODELS.build(dict(h)) for h in heads])
+    student.build_aligners(teacher, (toy.SIZE, toy.SIZE))
+    return student.eval()
+
+
+@pytest.fixture(scope='module')
+def cascade():
+    return adapter_of(cascade_model())
+
+
+@pytest.fixture(scope='module')
+def seen(cascade):
+    return cascade.observe(PIXELS)
+
+
+def test_a_cascade_is_run_as_mmdet_runs_it(cascade, seen):
+    assert isinstance(cascade, TwoStageAdapter) and len(seen.response.stages) == 2
+    roi_head = cascade.net.roi_head
+    memory, probe = seen.memory, seen.probe
+    rois, scores, deltas = roi_head._refine_roi(
+        memory.feats,
+        bbox2roi(probe.boxes),
+        [dict(img_shape=memory.image_size)] * 2,
+        tuple(len(b) for b in probe.boxes),
+    )
+    torch.testing.assert_close(
+        torch.cat(probe.moved[0]),
+        rois[0].new_tensor([]) if not len(rois) else torch.cat(list(rois))[:, 1:],
+    )
+    torch.testing.assert_close(seen.response.logits, torch.cat(scores))
+    torch.testing.assert_close(seen.response.deltas, torch.cat(deltas))
+    assert len(cascade.detect(memory)) == 2
+
+
+def test_layouts_of_a_cascade_reach_the_pixels(cascade):
+    pixels = PIXELS.clone().requires_grad_()
+    boxes = [torch.tensor([[6.0, 6.0, 30.0, 28.0]]), torch.zeros(0, 4)]
+    labels = [torch.tensor([1]), torch.zeros(0, dtype=torch.long)]
+    loss = cascade.target_loss(cascade.encode(pixels), Targets(boxes=boxes, box_labels=labels))
+    loss.sum().backward()
+    assert loss.shape == (2,) and all(g.abs().sum() > 0 for g in pixels.grad)
+
+
+def test_every_stage_is_compared_where_the_teacher_moved_its_boxes(cascade, seen):
+    student = student_of(cascade, cascade_model(24), dict(type='mmdfkd.RoIResponseHead'))
+    found = student(PIXELS, seen, Targets())
+    feats = student.adapter.encode(PIXELS).feats
+    cls = box = 0.0
+    for stage, boxes in enumerate((seen.probe.boxes, seen.probe.moved[0])):
+        out = student.net.roi_head._bbox_forward(stage, feats, bbox2roi(boxes))
+        z_t, d_t = (x.double() for x in seen.response.stages[stage])
+        p, q = out['cls_score'].double().softmax(-1), z_t.softmax(-1)
+        cls += (q * (q.log() - p.log())).sum(-1).mean() / 2
+        gap = (out['bbox_pred'].double() - d_t).abs()
+        apart = torch.where(gap < 1, gap**2 / 2, gap - 0.5).mean(-1)
+        weight = q[:, :-1].sum(-1)
+        box += (apart * weight).sum() / weight.sum() / 2
+    assert float(found['loss_roi_cls'].detach()) == pytest.approx(float(cls), rel=1e-4)
+    assert float(found['loss_roi_bbox'].detach()) == pytest.approx(float(box), rel=1e-4)
+    sum(found.values()).backward()
+    heads = [p.grad for h in student.net.roi_head.bbox_head for p in h.parameters()]
+    assert all(g is not None and g.any() for g in heads)
+    assert all(p.grad is None for p in cascade.net.parameters())
+
+
+def test_masks_are_their_equation(cascade, seen):
+    student = student_of(
+        cascade, cascade_model(24), dict(type='mmdfkd.MaskResponseHead', regions=3)
+    )
+    found = student(PIXELS, seen, Targets())['loss_mask']
+    probabilities = seen.response.logits.double().softmax(-1)[:, :-1]
+    boxes, rows = [], []
+    for own, part in zip(
+        seen.probe.moved[0], probabilities.split([len(b) for b in seen.probe.boxes]), strict=True
+    ):
+        best = part.sum(1).argsort(descending=True)[:3]
+        boxes.append(own[best])
+        rows.append(part[best])
+    rows, total = torch.cat(rows), 0.0
+    feats = student.adapter.encode(PIXELS).feats
+    for stage in range(2):
+        maps = [
+            net.roi_head._mask_forward(stage, f, bbox2roi(boxes))['mask_preds'].double()
+            for net, f in ((student.net, feats), (cascade.net, seen.memory.feats))
+        ]
+        up = down = 0.0
+        for i, row in enumerate(rows):
+            p, q = (m[i, row.argmax()].sigmoid() for m in maps)
+            kl = q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
+            up, down = up + row.sum() * kl.sum(), down + row.sum() * kl.numel()
+        total += up / down / 2
+    assert float(found.detach()) == pytest.approx(float(total.detach()), rel=1e-4)
+    found.backward()
+    convs = [m.convs[0].conv.weight.grad for m in student.net.roi_head.mask_head]
+    assert all(g is not None and g.any() for g in convs)
+    assert all(p.grad is None for p in cascade.net.parameters())
+
+
+HEADS = (
+    dict(type='mmdfkd.RoIResponseHead'),
+    dict(type='mmdfkd.MaskResponseHead'),
+    dict(type='mmdfkd.BoxResponseHead'),
+    dict(type='mmdfkd.FGDHead', threshold=0.99),
+)
+
+
+def test_a_batch_without_any_object_keeps_graph_and_gradients(cascade):
+    teacher = adapter_of(cascade_model())
+    # No box is as large: nothing is proposed, and nothing detected.
+    teacher.net.rpn_head.test_cfg.min_bbox_size = 1000
+    student = student_of(teacher, cascade_model(24), *HEADS)
+    theirs = teacher.observe(PIXELS)
+    assert sum(map(len, theirs.detections)) == 0
+    losses = student(PIXELS, theirs, Targets())
+    sum(losses.values()).backward()
+    parts = ('backbone', 'neck', 'roi_head')
+    missing = [
+        n for n, p in student.net.named_parameters() if n.startswith(parts) and p.grad is None
+    ]
+    assert missing == []
+    silent = ('loss_roi_cls', 'loss_mask', 'loss_box_cls', 'loss_box_giou', 'loss_fgd_foreground')
+    assert all(float(losses[name].detach()) == 0 for name in silent)
+    assert losses['loss_fgd_background'] > 0
+
+
+def test_a_single_stage_and_a_cascade(cascade, seen):
+    """The first stages pair; a student's own further stages get a gradient of zero."""
+    plain = toy.detector_model(24, 1, mask=True)
+    plain['roi_head']['bbox_head']['reg_class_agnostic'] = True
+    student = student_of(cascade, plain, *HEADS[:2])
+    assert set(student(PIXELS, seen, Targets())) == {'loss_roi_cls', 'loss_roi_bbox', 'loss_mask'}
+    teacher = adapter_of(plain)
+    student = student_of(teacher, cascade_model(24), *HEADS[:1])
+    sum(student(PIXELS, teacher.observe(PIXELS), Targets()).values()).backward()
+    last = student.net.roi_head.bbox_head[1].fc_cls.weight.grad
+    assert last is not None and not last.any()
+
+
+@torch.no_grad()
+def test_boxes_of_a_detr_become_those_of_a_dense_student():
+    teacher = adapter_of(toy.detr_model('deformable'))
+    student = student_of(
+        teacher, toy.one_stage_model('retina'), dict(type='mmdfkd.BoxResponseHead', floor=0.2)
+    )
+    theirs = teacher.observe(PIXELS)
+    found = student(PIXELS, theirs, Targets())
+    memory = student.adapter.encode(PIXELS)
+    answers = student.adapter.ask(memory)
+    rows = [[], [], [], []]
+    for b, wanted in enumerate(theirs.probe.boxes):
+        nearest = bbox_overlaps(wanted, answers.boxes[b], mode='giou').argmax(1)
+        rows[0].append(answers.logits[b, nearest])
+        rows[1].append(answers.boxes[b, nearest])
+    rows = [torch.cat(r).double() for r in rows[:2]]
+    pad = torch.zeros(len(rows[0]), 1, dtype=torch.float64)
+    z_s = torch.cat([rows[0], pad], 1)
+    z_t = theirs.response.logits.double()
+    p, q = z_s.softmax(-1), z_t.softmax(-1)
+    w = q[:, :-1].amax(-1)
+    kl = (q * (q.log() - p.log())).sum(-1)
+    f = 0.2 + 0.8 * w
+    assert float(found['loss_box_cls']) == pytest.approx(float((f * kl).sum() / f.sum()), rel=1e-4)
+    goal = theirs.response.asked.boxes[-1].flatten(0, 1).double()
+    own = torch.cat([(rows[1][:, :2] + rows[1][:, 2:]) / 2, rows[1][:, 2:] - rows[1][:, :2]], 1)
+    apart = (own / toy.SIZE - goal).abs().mean(-1)
+    wanted = 5 * (w * apart).sum() / w.sum()
+    assert float(found['loss_box_l1']) == pytest.approx(float(wanted), rel=1e-4)
+    corners = torch.cat([goal[:, :2] - goal[:, 2:] / 2, goal[:, :2] + goal[:, 2:] / 2], 1)
+    giou = bbox_overlaps(rows[1] / toy.SIZE, corners, mode='giou', is_aligned=True)
+    wanted = 2 * (w * (1 - giou)).sum() / w.sum()
+    assert float(found['loss_box_giou']) == pytest.approx(float(wanted), rel=1e-3)
+
+
+def views(seed, channels=3, boxes=True):
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(2, channels, 6, 8, generator=generator)
+    found = [
+        InstanceData(
+            bboxes=torch.tensor([[8.0, 8.0, 24.0, 32.0], [0.0, 0.0, 40.0, 40.0]]),
+            scores=torch.tensor([0.9, 0.8]),
+        ),
+        InstanceData(bboxes=torch.zeros(0, 4), scores=torch.zeros(0)),
+    ]
+    from mmdfkd.adapters import Memory
+
+    return Observation(Memory((maps,), (48, 64)), find_detections=lambda: found if boxes else [])
+
+
+def test_fgd_is_its_equation():
+    torch.manual_seed(0)
+    head = FGDHead(foreground_weight=3.0, global_weight=2.0)
+    head.build_aligners({'neck': [3]}, {'neck': [3]})
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    own, other = views(1), views(2)
+    images = torch.zeros(2, 3, 48, 64)
+    found = head(own, other, Targets(), images)
+    s, t = own.memory.feats[0].double(), other.memory.feats[0].double()
+    energy = float((t**2).mean())
+
+    def masks(f):
+        where = (f.abs().mean(1).flatten(1) / 0.5).softmax(1).view(2, 6, 8) * 48
+        return where, (f.abs().mean((2, 3)) / 0.5).softmax(1) * 3
+
+    (where_s, what_s), (where_t, what_t) = masks(s), masks(t)
+    front = back = 0.0
+    for n in range(2):
+        weight = torch.zeros(6, 8, dtype=torch.float64)
+        if n == 0:
+            # Cells of 8 px: one object of 2 x 3 cells inside one of 5 x 5.
+            weight[0:5, 0:5] = 1 / 25
+            weight[1:4, 1:3] = 1 / 6
+        rest = (weight == 0).double()
+        for y in range(6):
+            for x in range(8):
+                gap = (what_t[n] * (t[n, :, y, x] - s[n, :, y, x]) ** 2).mean()
+                gap = float(where_t[n, y, x] * gap) / energy
+                front += gap * float(weight[y, x]) / max(float(weight.sum()), 1e-9) / 2
+                back += gap * float(rest[y, x]) / float(rest.sum()) / 2
+    assert float(found['loss_fgd_foreground']) == pytest.approx(3 * front, rel=1e-5)
+    assert float(found['loss_fgd_background']) == pytest.approx(0.5 * back, rel=1e-5)
+    gap = (where_s - where_t).abs().mean() + (what_s - what_t).abs().mean()
+    assert float(found['loss_fgd_attention']) == pytest.approx(0.5 * float(gap), rel=1e-5)
+
+    block = copy.deepcopy(head.contexts[0]).double()
+
+    def context(f):
+        out = f.clone()
+        for n in range(2):
+            score = torch.einsum('c,chw->hw', block.where.weight[0, :, 0, 0], f[n])
+            share = (score + block.where.bias).flatten().softmax(0)
+            summed = f[n].flatten(1) @ share
+            one, norm, _, two = block.change
+            z = one.weight @ summed + one.bias
+            z = (z - z.mean()) / (z.var(unbiased=False) + norm.eps).sqrt()
+            z = (z * norm.weight + norm.bias).clamp_min(0)
+            out[n] = f[n] + (two.weight @ z + two.bias)[:, None, None]
+        return out
+
+    a, b = context(s), context(t)
+    wanted = 2 * ((a - b) ** 2).mean() / (b**2).mean()
+    assert float(found['loss_fgd_global']) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_fgd_takes_the_boxes_it_is_told_to():
+    layout = Targets(boxes=[torch.tensor([[0.0, 0.0, 16.0, 16.0]])] * 2)
+    assert len(FGDHead().objects(views(0), layout)[0]) == 1
+    assert len(FGDHead(boxes='teacher').objects(views(0), layout)[0]) == 2
+    assert len(FGDHead(threshold=0.85).objects(views(0), Targets())[0]) == 1
+    with pytest.raises(ValueError, match='not made to show boxes'):
+        FGDHead(boxes='layout').objects(views(0), Targets())
+    # An object smaller than a cell has the cell of its centre; one outside, the nearest.
+    small = torch.tensor([[9.0, 9.0, 10.0, 10.0], [70.0, 50.0, 72.0, 52.0]])
+    front, back = box_places(small, (6, 8), (48, 64))
+    assert front[1, 1] == front[5, 7] == 0.5 and float(back.sum()) == pytest.approx(1)
+
+
+def test_levels_pair_by_stride():
+    """Faster R-CNN's P2 to P6 and RetinaNet's P3 to P7."""
+    sizes = [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
+    own = dict(neck=[4] * 5, neck_sizes=sizes[1:])
+    other = dict(neck=[6] * 5, neck_sizes=sizes[:5])
+    head = PyramidHead()
+    head.build_aligners(own, other)
+    assert head.pairs == ((0, 1), (1, 2), (2, 3), (3, 4))
+    head = PyramidHead(levels=[-1, 1])
+    head.build_aligners(own, other)
+    assert head.pairs == ((3, 4), (0, 1))
+    with pytest.raises(ValueError, match=r'pyramid of 5.*\[1, 2, 3, 4\]'):
+        PyramidHead(levels=[0]).build_aligners(own, other)
+    # No stride in common: by their order.
+    shifted = dict(neck=[4] * 5, neck_sizes=[(h + 1, w + 1) for h, w in sizes[:5]])
+    head = PyramidHead()
+    head.build_aligners(shifted, other)
+    assert head.pairs == tuple((i, i) for i in range(5))
+
+
+def test_errors_name_head_and_network(cascade):
+    plain = toy.detector_model(24, 1)
+    with pytest.raises(ValueError, match='MaskResponseHead compares mask heads, but the student'):
+        student_of(cascade, plain, dict(type='mmdfkd.MaskResponseHead'))
+    with pytest.raises(ValueError, match=r'stage 0 of the student.*agnostic=False.*bbox_coder'):
+        student_of(cascade, plain, dict(type='mmdfkd.RoIResponseHead'))
+    retina = toy.one_stage_model('retina')
+    with pytest.raises(ValueError, match=r'RoIResponseHead.*student is a RetinaNet'):
+        student_of(cascade, retina, dict(type='mmdfkd.RoIResponseHead'))
+    coder = plain['rpn_head']['bbox_coder']
+    plain['rpn_head']['bbox_coder'] = dict(coder, target_stds=[0.5] * 4)
+    with pytest.raises(ValueError, match="RPNResponseHead: the student's RPN codes boxes"):
+        student_of(cascade, plain, dict(type='mmdfkd.RPNResponseHead'))
