@@ -46,9 +46,10 @@ class RecalibrationHead(DistillHead):
         self.normalize = normalize
         self.ratio = ratio
         self.recoveries: nn.ModuleList | None = None
-        # Of the student's layers: patches of each, the tokens before them, and patches at first.
+        # Patches of each layer and at first; the student's and the teacher's tokens before them.
         self._patches: tuple[int, ...] = ()
-        self._prefix = self._whole = 0
+        self._whole = 0
+        self._prefix = (1, 1)
 
     def bind(self, student: nn.Module, teacher: nn.Module) -> None:
         """See where the student merges its patches.
@@ -69,7 +70,8 @@ class RecalibrationHead(DistillHead):
         taps = tuple(f'backbone.layers.{i}' for i in layers)
         self.needs = Needs(taps_student=taps, taps_teacher=taps)
         self._patches = tuple(backbone.patches[i] for i in layers)
-        self._prefix = backbone.num_extra_tokens
+        own = backbone.num_extra_tokens
+        self._prefix = (own, getattr(teacher.backbone, 'num_extra_tokens', own))
         self._whole = backbone.grid[0] * backbone.grid[1]
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
@@ -108,14 +110,13 @@ class RecalibrationHead(DistillHead):
         for tap, count, recovery in zip(
             self.needs.taps_student, self._patches, self.recoveries, strict=True
         ):
-            # Patches are the last tokens, whatever precedes them.
-            theirs = teacher.memory.taps[tap].detach()[:, -self._whole :]
-            mine = student.memory.taps[tap][:, self._prefix :]
+            mine = student.memory.taps[tap][:, self._prefix[0] :]
+            theirs = teacher.memory.taps[tap].detach()[:, self._prefix[1] :]
             if theirs.shape[1] != self._whole or mine.shape[1] != count:
                 raise ValueError(
                     f"RecalibrationHead: behind '{tap}' the student has {mine.shape[1]} patches "
-                    f'and the teacher {theirs.shape[1]}, not {count} and {self._whole}: give both '
-                    "images of the student's img_size."
+                    f'and the teacher {theirs.shape[1]}, not {count} and {self._whole}: both need '
+                    "images of the student's img_size, also model.image_size."
                 )
             own.append(recovery(mine))
             other.append(theirs)

@@ -18,7 +18,7 @@ from .base import SyntheticSource
 from .retreat import RetreatingSource
 
 #: Images that are shown to the teacher flipped and turned.
-_ASKED = 96
+ASKED = 96
 
 
 class BankedSource(SyntheticSource):
@@ -208,7 +208,7 @@ class InvertingSource(RetreatingSource, BankedSource):
         # All processes ask at once: some may have got no image yet.
         if not int(self.made):
             return
-        images, targets, _ = self.bank.take(self.bank.ids[:_ASKED], self.device)
+        images, targets, _ = self.bank.take(self.bank.ids[:ASKED], self.device)
         shares = held_symmetries(teacher, images, targets)
         self.held.copy_(torch.tensor([shares[name] for name in SYMMETRIES]))
         self._restrict()
@@ -247,7 +247,10 @@ class InvertingSource(RetreatingSource, BankedSource):
         """Look at what the batches gave, and let go of what is no longer needed."""
 
     def draw(self, items: list[dict]) -> tuple[Tensor, Targets]:
-        """The inner source's images, ``share`` of them replaced by images of the bank."""
+        """The inner source's images, ``share`` of them replaced by images of the bank.
+
+        Where all are the bank's, with the classes that they were made for.
+        """
         chosen = {}
         if self.bank is not None and len(self.bank):
             for position, item in enumerate(items):
@@ -256,7 +259,7 @@ class InvertingSource(RetreatingSource, BankedSource):
                     chosen[position] = int(self.bank.pick(rng, 1)[0])
         if not chosen:
             return self.source.draw(items)[0], Targets()
-        taken = self.bank.take(list(chosen.values()))[0].to(self.device)
+        taken, shown, _ = self.bank.take(list(chosen.values()), self.device)
         if self.augment is not None:
             taken = self.augment(taken, self.seed, [items[p]['g'] for p in chosen])
         rest = [p for p in range(len(items)) if p not in chosen]
@@ -264,4 +267,5 @@ class InvertingSource(RetreatingSource, BankedSource):
         images[list(chosen)] = taken
         if rest:
             images[rest] = self.source.draw([items[p] for p in rest])[0]
-        return images, Targets()
+            return images, Targets()
+        return images, Targets(labels=shown.labels)
