@@ -22,6 +22,10 @@ TWO_STEPS = (
     'train_dataloader.batch_size=2',
     'default_hooks.logger.interval=1',
     'model.inheritance.images=9',
+    # The hooks that look at images ask the teacher about a few.
+    'custom_hooks.4.images=2',
+    'custom_hooks.4.old=1',
+    'custom_hooks.5.images=1',
 )
 #: The same for a run's images: a pool, or a pool and scenes with objects.
 FEW_IMAGES = dict(

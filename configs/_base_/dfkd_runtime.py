@@ -4,6 +4,9 @@ custom_hooks = [
     dict(type='mmdfkd.DataAuditHook'),
     dict(type='mmdfkd.TeacherPassesHook'),
     dict(type='mmdfkd.StudentExportHook'),
+    # What the images are worth, in figures and pictures; 1 to 3 % of a run's time.
+    dict(type='mmdfkd.SyntheticQualityHook'),
+    dict(type='mmdfkd.SyntheticVisHook'),
 ]
 custom_imports = dict(imports=['mmdfkd'], allow_failed_imports=False)
 val_cfg = dict(type='ValLoop')

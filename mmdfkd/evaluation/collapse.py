@@ -16,7 +16,8 @@ class CollapseLimits:
         flat: The teacher tells images apart if the 10th and 90th percentile of its confidence
             differ by more; where it is sure of all of them (``sure``), they need not.
         sure: See ``flat``.
-        divergence: Least divergence of teacher and student on new images, of that on older ones.
+        divergence: Least divergence of teacher and student on new images, of that on older ones;
+            medians.
         images: No alarm on fewer images.
     """
 
@@ -64,10 +65,11 @@ def find_collapse(quality: Mapping, limits: CollapseLimits) -> dict[str, str]:
             f'the teacher is as sure of one image as of another ({low:.3f} to {high:.3f}): '
             'it tells nothing apart in them'
         )
-    new, old = quality['divergence_new'], quality['divergence_old']
-    if new is not None and old is not None and new < limits.divergence * old:
+    share = quality['divergence_share']
+    if share is not None and share < limits.divergence:
         found['divergence'] = (
-            f'the student agrees with the teacher on the new images (KL {new:.2g}), and not on '
-            f'older ones ({old:.2g}): there is nothing left to learn from them'
+            f'the student agrees with the teacher on the new images (KL '
+            f'{quality["divergence_new"]:.2g}), and not on older ones '
+            f'({quality["divergence_old"]:.2g}): there is nothing left to learn from them'
         )
     return found

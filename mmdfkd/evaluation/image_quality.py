@@ -211,7 +211,8 @@ def quality_of(
         dict: ``images``, ``confidence`` (mean of the teacher's surest votes), ``confidence_low``
             and ``confidence_high`` (their 10th and 90th percentile), ``histogram``, ``classes``
             (how many different ones are named), ``coverage``, ``duplicates`` (share),
-            ``concentration``, ``verified`` (share), ``divergence_new`` and ``divergence_old``; None
+            ``concentration``, ``verified`` (share), ``divergence_new``, ``divergence_old`` and
+            ``divergence_share`` (the median of the new images', of that of the older ones'); None
             where it was not measured.
     """
     confidence, labels = new.votes.max(1)
@@ -229,11 +230,20 @@ def quality_of(
         verified=_mean(new.verified),
         divergence_new=_mean(new.divergence),
         divergence_old=_mean(old_divergence),
+        divergence_share=_share(new.divergence, old_divergence),
     )
 
 
 def _mean(values: Tensor | None) -> float | None:
     return None if values is None or not len(values) else float(values.double().mean())
+
+
+def _share(new: Tensor | None, old: Tensor | None) -> float | None:
+    """Medians: one older image that is never learnt says nothing of the others."""
+    if new is None or old is None or not len(old):
+        return None
+    new, old = (float(value.double().median()) for value in (new, old))
+    return new / old if old > 0 else 1.0
 
 
 def describe_quality(quality: Mapping, num_classes: int) -> str:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .quality_table import quality_section
+
 _ROWS = (('teacher', 'teacher'), ('student_at_start', 'student at start'), ('student', 'student'))
 _METRICS = (
     ('bbox_mAP', 'mAP', '{:.3f}'),
@@ -130,5 +132,6 @@ def markdown_report(report: Mapping[str, Any], title: str, pictures: Mapping[str
         f'{report["report_threads"]} thread(s). Tested on {report["test_images"]} images. '
         'All figures: `report.json`.'
     )
+    parts += quality_section(report.get('image_quality'))
     parts += [f'## {caption}\n\n![{caption}]({name})' for name, caption in pictures.items()]
     return '\n\n'.join(parts) + '\n'

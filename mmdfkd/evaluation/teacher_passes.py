@@ -13,7 +13,7 @@ from torch import nn
 
 from mmdfkd.synthesis import SyntheticSource
 from mmdfkd.synthesis.priors.parts import attention_layers, patch_size
-from mmdfkd.synthesis.sources.banked import _ASKED
+from mmdfkd.synthesis.sources.banked import ASKED
 
 _WITH_GRADIENT = 2
 _ASK_STUDENT = (
@@ -140,7 +140,7 @@ def _inverted(source, teacher, size) -> TeacherPasses:
     if hasattr(source.augment, 'restrict'):
         # Each as it is, in two mirrors, and turned.
         looks = 4 if size[0] == size[1] else 3
-        cost += TeacherPasses(looks * min(count * source.yields, _ASKED))
+        cost += TeacherPasses(looks * min(count * source.yields, ASKED))
     if source.every:
         cost += TeacherPasses(rounds=((source.every, source.every, source.batch * one),))
     if source.source is not None:

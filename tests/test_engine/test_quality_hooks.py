@@ -31,10 +31,10 @@ TOUCHY = dict(limits=dict(flat=1.0, sure=1.0, images=2), interval=1, images=4, o
 
 
 def _run(folder, name, hooks=(), **changes):
-    cfg = toy.run_config(
-        folder, model_source=copy.deepcopy(SOURCE), work_dir=str(folder / name), **changes
-    )
-    cfg['custom_hooks'] = [*cfg['custom_hooks'], *hooks]
+    changes = {'model_source': copy.deepcopy(SOURCE), **changes}
+    cfg = toy.run_config(folder, work_dir=str(folder / name), **changes)
+    passes = dict(type='mmdfkd.TeacherPassesHook')
+    cfg['custom_hooks'] = [*cfg['custom_hooks'], passes, *hooks]
     cfg['train_cfg'] = dict(cfg['train_cfg'], max_iters=4)
     cfg['default_hooks']['checkpoint']['interval'] = 2
     cfg['log_level'] = 'INFO'
@@ -81,6 +81,8 @@ def _same_run(a, b):
 def test_a_watched_run_is_the_same_run(without, watched):
     """Same bits: a look draws from no global generator and leaves nothing behind."""
     _same_run(without, watched)
+    counts = [run['dfkd_state']['teacher_passes'] for run in (without, watched)]
+    assert counts[0] == counts[1] and counts[0]['all'] > 0, 'a look is no part of the budget'
     state = watched['dfkd_state']['image_quality']
     assert state['old'].shape == (3, 3, toy.SIZE, toy.SIZE) and state['old'].dtype == torch.uint8
     assert watched['dfkd_state']['images_read'] == 0
@@ -90,6 +92,7 @@ def test_what_is_seen_is_told(folder, watched):
     """In the log, to the visualizer, and in the run's facts."""
     quality = json.loads((folder / 'watched' / 'run.json').read_text())['image_quality']
     looks = quality['looks']
+    assert quality['seconds'] > 0
     assert [look['iteration'] for look in looks] == [1, 2, 4] and quality['alarms'] == []
     for look in looks:
         assert look['images'] == 6 == sum(look['histogram'])
@@ -142,6 +145,37 @@ def test_the_alarm_acts_and_a_resumed_run_goes_on_alike(folder, without):
     assert again == state['image_quality']
 
 
+def test_of_real_images_nothing_is_kept(folder):
+    """With the defaults, and a source that draws the images of its step alone."""
+    hooks = [dict(type='mmdfkd.SyntheticQualityHook'), dict(type='mmdfkd.SyntheticVisHook')]
+    rendered = dict(type='mmdfkd.RenderedSource')
+    state = _run(folder, 'real', hooks, model_source=rendered, model_data_free=False)['dfkd_state']
+    quality = state['image_quality']
+    assert quality['old'] is None and quality['looks'][0]['divergence_old'] is None
+    assert [look['images'] for look in quality['looks']] == [2]
+    assert not list((folder / 'real').rglob('synthetic_*.png'))
+
+
+def test_when_it_looks(folder):
+    """At the first step, every so many, and after a refresh that the last look is not near."""
+    cfg = toy.run_config(folder, work_dir=str(folder / 'when'))
+    runner = toy.runner_of(cfg)
+
+    def looks(refreshes, **settings):
+        hook = SyntheticQualityHook(**settings)
+        for step in range(40):
+            runner.train_loop._iter = step
+            runner.model.refreshed = step + 1 in refreshes
+            if hook._due(runner):
+                hook.looks.append(dict(iteration=step + 1))
+        return [look['iteration'] for look in hook.looks]
+
+    made = (3, 6, 9, 12, 25)
+    assert looks(made, interval=15, apart=5) == [1, 6, 12, 15, 25, 30]
+    assert looks(made, interval=15, apart=None) == [1, 15, 30]
+    assert looks(made, interval='refresh') == [1, *made]
+
+
 def test_older_images_are_spread_over_the_run():
     hook = SyntheticQualityHook(old=6)
     for look in range(40):
@@ -164,6 +198,7 @@ def test_pictures_of_an_earlier_run_go(tmp_path):
     [
         (dict(interval=0), "at least 1, or 'refresh'; got 0"),
         (dict(interval='often'), "got 'often'"),
+        (dict(apart=0), 'apart must be at least 1, got 0'),
         (dict(images=0), 'images must be at least 1, got 0'),
         (dict(limits=dict(coverage=2)), 'coverage is from 0 to 1, got 2'),
     ],

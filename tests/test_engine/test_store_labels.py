@@ -74,7 +74,11 @@ def test_replaying_gives_the_same_student(folder):
     live = trained(config(folder, 'live', dict(checkpoint=str(folder / 'classifier.pth'))))
     (folder / 'classifier.pth').rename(folder / 'gone.pth')
     try:
-        replayed = trained(config(folder, 'replay', dict(labels=str(folder / 'labels.pth'))))
+        cfg = config(folder, 'replay', dict(labels=str(folder / 'labels.pth')))
+        # Those that ask a teacher about images have none here, and let the run be.
+        watching = ('mmdfkd.SyntheticQualityHook', 'mmdfkd.SyntheticVisHook')
+        cfg['custom_hooks'] = [*cfg['custom_hooks'], *(dict(type=name) for name in watching)]
+        replayed = trained(cfg)
     finally:
         (folder / 'gone.pth').rename(folder / 'classifier.pth')
     start = torch.load(folder / 'live' / 'student_start.pth', weights_only=True)['state_dict']

@@ -167,6 +167,7 @@ def test_every_collapse_is_named():
     learned = _seen(healthy, divergence=torch.full((12,), 1e-3))
     assert set(kinds(learned, torch.tensor([0.2]))) == {'divergence'}
     assert kinds(learned, torch.tensor([2e-3])) == {}
+    assert kinds(learned, torch.tensor([2e-3, 2e-3, 9.0])) == {}, 'one outlier among the old'
     # Too few images say nothing.
     assert kinds(_seen(flat[:4] * 0.3)) == {}
 

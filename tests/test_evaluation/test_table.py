@@ -77,7 +77,28 @@ def test_no_start_and_no_retention():
 
 
 def test_markdown():
+    look = dict(
+        images=8,
+        confidence=0.5,
+        confidence_low=0.25,
+        confidence_high=0.75,
+        histogram=[3, 5],
+        classes=2,
+        coverage=0.4,
+        duplicates=0.125,
+        concentration=None,
+        verified=0.5,
+        divergence_new=0.25,
+        divergence_old=None,
+    )
+    alarm = dict(iteration=20, reasons=dict(coverage='few classes'), changed='a share of 0.25')
+    quality = dict(looks=[dict(look, iteration=i) for i in range(1, 30)], alarms=[alarm])
+    watched = markdown_report(dict(REPORT, image_quality=quality), 'Some run', {})
+    assert '| 1 | 8 | 0.50 (0.25 to 0.75) | 3 5 | 0.40 | 12% |  | 50% | 0.25 |  |' in watched
+    assert watched.count(' | 8 | ') == 8 and '| 29 | 8 |' in watched
+    assert '- step 20: few classes. Changed: a share of 0.25.' in watched
     page = markdown_report(REPORT, 'Some run', {'a.png': 'A picture'})
+    assert 'as the networks see them' not in page
     table = [line for line in page.splitlines() if line.startswith('|')]
     assert len(table) == 5
     assert len({line.count('|') for line in table}) == 1

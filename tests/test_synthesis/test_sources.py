@@ -126,6 +126,13 @@ class TestPooled:
         assert len({source.pick(g) for g in range(400)}) == 48
         assert source.draw_for(ITEMS, np.zeros(8, int)).shape == (8, 3, 16, 16)
 
+    @pytest.mark.parametrize(('classes', 'covered'), [(5, 0), (10, 0), (80, 80)])
+    def test_weak_classes_of_many_are_covered(self, classes, covered):
+        """Votes of four even shares are .05 of eighty classes, and little of ten."""
+        source = pooled()
+        source._weigh(np.full((48, classes), 0.04))
+        assert len(source.covered) == covered
+
     def test_bad_arguments(self):
         with pytest.raises(ValueError, match='lower pool_size to 42 '):
             prepare(pooled(pool_size=10**6, max_bytes=42 * 3 * 16 * 16), classifier(0))

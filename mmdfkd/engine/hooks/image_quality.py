@@ -1,12 +1,12 @@
 """Watches what a source makes, without a real image."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import fields
 
 import torch
-from mmengine.dist import all_gather, broadcast, get_world_size
+from mmengine.dist import all_gather, all_reduce, broadcast, get_world_size
 from mmengine.hooks import Hook
-from mmengine.runner.base_loop import BaseLoop
 from torch import Tensor
 
 from mmdfkd.datasets.renderers.stream import stream
@@ -17,19 +17,22 @@ from mmdfkd.registry import HOOKS
 from mmdfkd.utils.arguments import accepted_arguments, check_arguments
 
 from .distill import distiller_of
-from .newest import check_teacher_runs, generators_kept, newest_images
+from .newest import aside, can_look, newest_images
 
 #: Under this name the figures are in the message hub, in ``run.json`` and in the report.
 QUALITY = 'image_quality'
 #: Beyond so many looks every second one is dropped.
 _MOST_LOOKS = 128
+#: Fewest and most images of a look, where their number follows the batch.
+_IMAGES = (8, 32)
 
 
 @HOOKS.register_module()
 class SyntheticQualityHook(Hook):
     """Says how good the newest images are, by what the networks say of them.
 
-    At the first step, and then every ``interval`` steps: the histogram of the teacher's confidence,
+    At the first step, every ``interval`` steps and when the source has made images, unless the last
+    look was less than ``apart`` steps ago: the histogram of the teacher's confidence,
     how many classes it names, near-duplicates, how few places its attention goes to, how far the
     student's answers are from its own, on these images and on older ones, and how often an
     independent verifier names the same class. They go to the log, to the visualizer (TensorBoard)
@@ -39,13 +42,20 @@ class SyntheticQualityHook(Hook):
     happened and asks the source to draw less of it
     (:meth:`mmdfkd.synthesis.SyntheticSource.on_collapse`); it says what that changed. Unless an
     alarm goes off, a run with the hook is bit for bit the run without it. What the hook remembers,
-    older images among it, is in the checkpoint.
+    older images among it, is in the checkpoint; of a run that is not data-free it keeps no image.
+
+    What it asks the teacher does not count in ``mmdfkd.TeacherPassesHook``. Its seconds are in
+    ``run.json``.
 
     Args:
         interval (int | str): Steps between two looks, or ``'refresh'`` for a look whenever the
-            source has made something.
-        images (int): Most images of a look, of each process.
-        old (int): How many older images are kept, in the checkpoint too.
+            source has made something, and at no other time.
+        apart (int | None): Fewest steps between two looks where the source has made something; None
+            for none that is due to it.
+        images (int | None): Most images of a look, of each process; None for twice the step's
+            batch, from 8 to 32.
+        old (int | None): How many older images are kept, in the checkpoint too; None for half as
+            many.
         verifier (Mapping, optional): ``config``, ``checkpoint`` and perhaps ``input_order`` of
             another network of the same classes, as the teacher's.
         bins (int): Of the histogram.
@@ -63,8 +73,9 @@ class SyntheticQualityHook(Hook):
     def __init__(
         self,
         interval: int | str = 100,
-        images: int = 32,
-        old: int = 16,
+        apart: int | None = 20,
+        images: int | None = None,
+        old: int | None = None,
         verifier: Mapping | None = None,
         bins: int = 10,
         limits: Mapping | None = None,
@@ -77,16 +88,18 @@ class SyntheticQualityHook(Hook):
                 f'got {interval!r}.'
             )
         for name, value, least in (
+            ('apart', apart, 1),
             ('images', images, 1),
             ('old', old, 0),
             ('bins', bins, 1),
             ('patience', patience, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(
                     f'SyntheticQualityHook: {name} must be at least {least}, got {value}.'
                 )
         self.interval = interval
+        self.apart = apart
         self.images = images
         self.bins = bins
         self.patience = patience
@@ -105,21 +118,21 @@ class SyntheticQualityHook(Hook):
         self.looks: list[dict] = []
         self.alarms: list[dict] = []
         self.beyond: dict[str, int] = {}
+        self.at_work = False
+        self.seconds = 0.0
 
     def before_run(self, runner) -> None:
         """Build the verifier, before anything costs time.
 
         Raises:
-            ValueError: If it has other classes than the teacher, or the teacher does not run.
+            ValueError: If it has other classes than the teacher.
         """
-        if not isinstance(runner._train_loop, BaseLoop):
-            return  # testing
-        check_teacher_runs(runner, 'SyntheticQualityHook')
-        if self.verifier_cfg is None:
+        self.at_work = can_look(runner, 'SyntheticQualityHook')
+        if not self.at_work or self.verifier_cfg is None:
             return
         teacher = distiller_of(runner).teacher.adapter
         # Building it draws its random weights; the student's start is not to depend on that.
-        with generators_kept():
+        with aside():
             self.verifier = Teacher(**self.verifier_cfg)
         own = self.verifier.adapter
         if own.num_classes != teacher.num_classes or own.detects != teacher.detects:
@@ -139,20 +152,34 @@ class SyntheticQualityHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Look, if it is time."""
-        due = runner.iter == 0
+        if not self.at_work or not self._due(runner):
+            return
+        began = time.perf_counter()
+        with aside():
+            self.look(runner, data_batch)
+        self.seconds += time.perf_counter() - began
+        runner.message_hub.update_info(QUALITY, self.report(), resumed=False)
+
+    def _due(self, runner) -> bool:
+        step = runner.iter + 1
+        if step == 1:
+            return True
         if self.interval == 'refresh':
-            due |= distiller_of(runner).refreshed
-        else:
-            due |= (runner.iter + 1) % self.interval == 0
-        if due:
-            with generators_kept():
-                self.look(runner, data_batch)
+            return _anywhere(runner, distiller_of(runner).refreshed)
+        if step % self.interval == 0:
+            return True
+        last = self.looks[-1]['iteration'] if self.looks else 0
+        if self.apart is None or step - last < self.apart:
+            return False
+        return _anywhere(runner, distiller_of(runner).refreshed)
 
     def look(self, runner, data_batch: Mapping) -> None:
         """Look at the newest images, tell what is seen, and sound the alarm if there is cause."""
         distiller = distiller_of(runner)
-        images = newest_images(runner, data_batch, self.images)
         batch = max(1, len(next(iter(data_batch.values()))))
+        least, most = _IMAGES
+        count = min(max(2 * batch, least), most) if self.images is None else self.images
+        images = newest_images(runner, data_batch, count)
         networks = [distiller.teacher.adapter, distiller.student.adapter]
         verifier = None if self.verifier is None else self.verifier.adapter
         new = _gathered(see(images, *networks, verifier, batch=batch))
@@ -169,9 +196,9 @@ class SyntheticQualityHook(Hook):
         self.looks.append(dict(iteration=iteration, **quality))
         if len(self.looks) > _MOST_LOOKS:
             self.looks = self.looks[::2]
-        self._remember(images, runner.seed)
+        if distiller.data_free:
+            self._remember(images, runner.seed)
         self._judge(runner, quality, iteration)
-        runner.message_hub.update_info(QUALITY, self.report(), resumed=False)
 
     @staticmethod
     def _draw(runner, quality: Mapping, confidence: Tensor, iteration: int) -> None:
@@ -189,6 +216,8 @@ class SyntheticQualityHook(Hook):
 
     def _remember(self, images: Tensor, seed: int) -> None:
         """Keep some images, so that every look of the run has about the same number among them."""
+        if self.most_old is None:
+            self.most_old = len(images) // 2
         if not self.most_old:
             return
         # The same on all processes: one of them writes the checkpoint.
@@ -196,7 +225,7 @@ class SyntheticQualityHook(Hook):
         broadcast(images)
         if self.old is None:
             self.old = images[:0]
-        room = self.most_old - len(self.old)
+        room = max(0, self.most_old - len(self.old))
         rng = stream('quality-old', seed, self.seen)
         picked = rng.permutation(len(images))
         self.old = torch.cat([self.old, images[picked[:room]]])
@@ -234,6 +263,7 @@ class SyntheticQualityHook(Hook):
             verifier=None if self.verifier is None else str(self.verifier.checkpoint),
             looks=self.looks,
             alarms=self.alarms,
+            seconds=round(self.seconds, 2),
         )
 
     # Checkpoint ---------------------------------------------------------------------------------
@@ -267,3 +297,12 @@ def _gathered(seen: Seen) -> Seen:
         value = getattr(seen, field.name)
         joined[field.name] = None if value is None else torch.cat(all_gather(value))
     return Seen(**joined)
+
+
+def _anywhere(runner, here: bool) -> bool:
+    """Whether it is so in some process: a look is taken by all of them or by none."""
+    if get_world_size() == 1:
+        return here
+    flag = torch.tensor(float(here), device=next(runner.model.parameters()).device)
+    all_reduce(flag, 'max')
+    return bool(flag)

@@ -7,31 +7,37 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from mmengine.dist import get_rank, get_world_size
+from mmengine.runner.base_loop import BaseLoop
 from torch import Tensor
+
+from mmdfkd.synthesis.pass_count import uncounted
 
 from .distill import distiller_of
 
 
-def check_teacher_runs(runner, who: str) -> None:
-    """A hook that asks the teacher needs one that answers.
+def can_look(runner, who: str) -> bool:
+    """Whether a hook that asks the teacher about images has something to do.
 
-    Raises:
-        ValueError: Where stored labels stand for the teacher.
+    Not in testing; nor where stored labels stand for the teacher, which the log then says.
     """
-    if getattr(distiller_of(runner).teacher, 'replayed', False):
-        raise ValueError(
-            f'{who} asks the teacher about images, and this run has its stored labels only: leave '
-            'the hook out, or give the teacher a checkpoint.'
+    if not isinstance(runner._train_loop, BaseLoop):
+        return False
+    if distiller_of(runner).teacher.replayed:
+        runner.logger.info(
+            f'{who}: this run has stored labels in the place of its teacher, which cannot be asked '
+            'about images. They are not looked at.'
         )
+        return False
+    return True
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
-    """Leave every global generator as it was, whatever draws from it meanwhile."""
+def aside() -> Iterator[None]:
+    """Leave no trace in the run: global generators and the count of passes stay as they were."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     states = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices):
+        with uncounted(), torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(states[0])

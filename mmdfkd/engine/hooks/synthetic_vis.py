@@ -2,7 +2,6 @@ from pathlib import Path
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.runner.base_loop import BaseLoop
 
 from mmdfkd.registry import HOOKS
 from mmdfkd.utils.run_files import PICTURES
@@ -10,7 +9,7 @@ from mmdfkd.visualization import save_image, synthetic_grid
 
 from .distill import distiller_of
 from .export import class_names
-from .newest import check_teacher_runs, generators_kept, newest_images
+from .newest import aside, can_look, newest_images
 
 
 @HOOKS.register_module()
@@ -21,7 +20,8 @@ class SyntheticVisHook(Hook):
     ``<work_dir>/vis_data/synthetic_<step>.png`` and to the visualizer (TensorBoard). Boxes or the
     class are the teacher's; beside each image is the class token's attention in its last layer,
     where it has one. Training is not touched. Learned images may show what the teacher was trained
-    on: treat the pictures alike.
+    on: treat the pictures alike. Of a run that is not data-free nothing is drawn: its images are
+    somebody's.
 
     Args:
         interval (int): Steps between two pictures.
@@ -41,19 +41,19 @@ class SyntheticVisHook(Hook):
         self.interval = interval
         self.images = images
         self.attention = attention
+        self.at_work = False
 
     def before_run(self, runner) -> None:
-        """Check that there is a teacher to ask."""
-        if isinstance(runner._train_loop, BaseLoop):
-            check_teacher_runs(runner, 'SyntheticVisHook')
+        """See whether there is a teacher to ask, and an image that may be shown."""
+        self.at_work = can_look(runner, 'SyntheticVisHook') and distiller_of(runner).data_free
 
     @master_only
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Draw, if it is time."""
         step = runner.iter + 1
-        if runner.iter and step % self.interval:
+        if not self.at_work or (runner.iter and step % self.interval):
             return
-        with generators_kept():
+        with aside():
             images = newest_images(runner, data_batch, self.images)
             teacher = distiller_of(runner).teacher.adapter
             grid = synthetic_grid(teacher, images, class_names(runner), self.attention)

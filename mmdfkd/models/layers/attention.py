@@ -35,7 +35,7 @@ def window_unpartition(
     return x[:, :h, :w].contiguous()
 
 
-def _relative_table(table: Tensor, size: int) -> Tensor:
+def relative_table(table: Tensor, size: int) -> Tensor:
     """Look up ``table`` for every (query, key) pair of one axis: ``[size, size, head_dims]``."""
     length = 2 * size - 1
     if table.shape[0] != length:
@@ -65,8 +65,8 @@ def decomposed_rel_pos(
     h, w = size
     b, heads, n, dims = q.shape
     grid = q.reshape(b, heads, h, w, dims)
-    bias_h = torch.einsum('bnhwc,hkc->bnhwk', grid, _relative_table(table_h, h).to(q))
-    bias_w = torch.einsum('bnhwc,wkc->bnhwk', grid, _relative_table(table_w, w).to(q))
+    bias_h = torch.einsum('bnhwc,hkc->bnhwk', grid, relative_table(table_h, h).to(q))
+    bias_w = torch.einsum('bnhwc,wkc->bnhwk', grid, relative_table(table_w, w).to(q))
     return (bias_h[..., :, None] + bias_w[..., None, :]).reshape(b, heads, n, n)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from mmdfkd.heads.tokens import Grid, read_tokens
 from mmdfkd.losses.attention_rows import qkv_heads
 from mmdfkd.losses.reduce import at_least_float32
-from mmdfkd.models.layers.attention import _relative_table
+from mmdfkd.models.layers.attention import relative_table
 
 from .context import SynthesisContext
 from .parts import AttentionLayer, patch_size
@@ -77,8 +77,8 @@ def evenly(count: int, wanted: int) -> Tensor:
 def _relative(query: Tensor, layer: AttentionLayer, grid: Grid, chosen: Tensor | None) -> Tensor:
     """Relative positions' part of the scores ``[B, h, R, N]``; of the mean query without choice."""
     height, width = grid
-    table_h = _relative_table(layer.module.rel_pos_h, height).to(query)
-    table_w = _relative_table(layer.module.rel_pos_w, width).to(query)
+    table_h = relative_table(layer.module.rel_pos_h, height).to(query)
+    table_w = relative_table(layer.module.rel_pos_w, width).to(query)
     if chosen is None:
         places = query.unflatten(2, grid)
         rows = torch.einsum('bnhwc,hkc->bnk', places, table_h)[:, :, None] / (height * width)

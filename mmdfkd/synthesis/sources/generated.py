@@ -203,7 +203,10 @@ class GeneratorSource(BankedSource):
         self._shows_class = self.labelled and teacher.family == 'classifier'
         self._used = suited_priors(self.priors, teacher, 'Generator')
         if not self._used:
-            raise ValueError('GeneratorSource: none of its priors suits the teacher.')
+            raise ValueError(
+                'GeneratorSource: none of its priors suits the teacher; the log says why '
+                "of each, and which would do. priors='auto' takes those that do."
+            )
         layers = self.generator.noisy_layers
         if layers and self.batch > layers * self.num_classes:
             raise ValueError(

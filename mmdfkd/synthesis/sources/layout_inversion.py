@@ -172,7 +172,10 @@ class LayoutInversionSource(InvertingSource):
         self.growth = LabelGrowth(**{'least_size': self.least_size, **self.growth_cfg})
         self._used = suited_priors(self.priors, teacher, self.title)
         if not self._used:
-            raise ValueError('LayoutInversionSource: none of its priors suits the teacher.')
+            raise ValueError(
+                'LayoutInversionSource: none of its priors suits the teacher; the log says why '
+                "of each, and which would do. priors='auto' takes those that do."
+            )
         self.composer = None
         index = None if self.scenes is None else ReplayBank.latest_index(self.scenes)
         if index is not None:

@@ -183,7 +183,10 @@ class PixelInversionSource(InvertingSource):
         self.prepare_inner(teacher)
         self._used = suited_priors(self.priors, teacher, self.title)
         if not self._used:
-            raise ValueError('PixelInversionSource: none of its priors suits the teacher.')
+            raise ValueError(
+                'PixelInversionSource: none of its priors suits the teacher; the log says why '
+                "of each, and which would do. priors='auto' takes those that do."
+            )
         self.half_size = half_size(self.image_size, patch_size(teacher.net)) if self.half else None
         if self.sparse is not None:
             reason = dense_only(teacher)

@@ -32,8 +32,9 @@ class PooledSource(SyntheticSource):
         uniform (float): Share of draws that ignore the votes, so that no image is lost.
         power (float): Votes are raised to it: above 1 prefers the surest images, below 1 evens them
             out.
-        least_vote (float): A class counts as covered if some image has at least this vote for it;
-            only covered classes are picked.
+        least_vote (float): A class counts as covered if some image has at least this vote for it,
+            or, beyond ten classes, ``10 / classes`` of it: votes share out a sum of about 1. Only
+            covered classes are picked.
         augment (Mapping | None): Config of the augmentation of every draw; None turns it off.
         batch_size (int): Images that the teacher scores at once.
         num_workers (int): Processes that render; 0 renders in this one. The pixels do not depend on
@@ -139,13 +140,14 @@ class PooledSource(SyntheticSource):
     def _weigh(self, votes: np.ndarray) -> None:
         """Keep the votes ``[N, classes]`` class by class and report what balancing changes."""
         self.votes = np.ascontiguousarray(votes.T.astype(np.float32))
-        self.covered = np.flatnonzero(self.votes.max(1) >= self.least_vote)
         classes = len(self.votes)
+        least = self.least_vote * min(1.0, 10 / classes)
+        self.covered = np.flatnonzero(self.votes.max(1) >= least)
         total = float(self.votes.sum())
         if not len(self.covered) or total <= 0:
             print_log(
                 f'Pool: the teacher sees none of its {classes} classes in any image (votes below '
-                f'{self.least_vote}); drawing uniformly',
+                f'{least:.2g}); drawing uniformly',
                 'current',
             )
             return
