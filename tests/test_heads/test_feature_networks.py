@@ -17,6 +17,7 @@ CLASSIFIER_HEADS = [
     dict(type='mmdfkd.TargetAwareHead', taps_student=BLOCKS),
     dict(type='mmdfkd.ChannelWiseHead', taps_student=BLOCKS),
     dict(type='mmdfkd.SimRegHead'),
+    dict(type='mmdfkd.NoiseAdaptedHead', num_classes=5, accuracy=0.9),
 ]
 WINDOWED = dict(prefix_tokens=0, channels_last=True)
 DETECTOR_HEADS = [

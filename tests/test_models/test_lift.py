@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.model import BaseModule
 
 from mmdfkd.models.necks import Lift, WideLast
 
@@ -18,6 +19,37 @@ def test_lift_maps_the_channels_of_vectors_tokens_and_maps():
     assert torch.allclose(vector, lifted[:, 0], atol=1e-6)
     # It starts as an isometry.
     assert torch.allclose(lifted.norm(dim=-1), tokens.norm(dim=-1), atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['lift', 'wide'])
+def test_an_init_cfg_of_the_whole_model_leaves_the_isometry(kind):
+    """As mmpretrain's DeiTs have it: TruncNormal for every linear layer."""
+
+    class Model(BaseModule):
+        def __init__(self, own=None):
+            super().__init__(dict(type='Constant', layer='Linear', val=0.25, bias=0.5))
+            self.neck = Lift(4, 6, own) if kind == 'lift' else WideLast(4, 6, 2, init_cfg=own)
+
+        @property
+        def proj(self):
+            return (self.neck if kind == 'lift' else self.neck.lift).proj
+
+    torch.manual_seed(0)
+    model = Model()
+    model.init_weights()
+    assert torch.allclose(model.proj.weight.t() @ model.proj.weight, torch.eye(4), atol=1e-5)
+    assert not model.proj.bias.any()
+    if kind == 'wide':  # the rest is as the model says
+        assert (model.neck.mlp[0].weight == 0.25).all()
+        return
+    own = Model(dict(type='Constant', layer='Linear', val=2.0))
+    own.init_weights()
+    assert (own.proj.weight == 2).all()
+    # Loaded weights stay.
+    with torch.no_grad():
+        model.proj.weight.fill_(3.0)
+    model.neck.init_weights()
+    assert (model.proj.weight == 3).all()
 
 
 def test_wide_last_is_a_pre_norm_block():

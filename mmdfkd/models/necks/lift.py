@@ -39,12 +39,24 @@ class Lift(BaseModule):
         in_channels (int): Channels of the backbone's outputs.
         out_channels (int): The teacher's.
         init_cfg (dict, optional): mmengine's initialisation. By default the weight starts
-            orthogonal, an isometry, and the bias at zero.
+            orthogonal, an isometry, and the bias at zero, whatever an ``init_cfg`` of the whole
+            model does to its linear layers.
     """
 
     def __init__(self, in_channels: int, out_channels: int, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg=init_cfg)
         self.proj = nn.Linear(in_channels, out_channels)
+        self._start()
+
+    def init_weights(self) -> None:
+        """Start as :attr:`init_cfg` says; without one orthogonal."""
+        begun = self.is_init
+        super().init_weights()
+        # The model's init_cfg, such as a TruncNormal of all linear layers, has been here before.
+        if not self.init_cfg and not begun:
+            self._start()
+
+    def _start(self) -> None:
         nn.init.orthogonal_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 
