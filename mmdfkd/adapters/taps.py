@@ -57,7 +57,8 @@ def _nearest(name: str, modules: Mapping[str, nn.Module]) -> str:
     parent = name
     while parent not in modules:
         parent = parent.rpartition('.')[0]
+    missing = name[len(parent) :].lstrip('.').partition('.')[0]
     inner = [n for n, _ in modules[parent].named_children()]
-    if inner and all(n.isdigit() for n in inner):
+    if inner and missing.isdigit() and inner[-1].isdigit():
         return f"'{parent}' has {inner[0]} to {inner[-1]}."
-    return f"there is no '{last}' in it. '{parent or type(modules['']).__name__}' has {inner[:12]}."
+    return f"'{parent or 'it'}' has no '{missing}', but {inner[:12]}."

@@ -54,3 +54,20 @@ def test_unknown_names_are_answered_with_near_ones():
     with pytest.raises(KeyError), tapped(net, ['body.blocks.0', 'nowhere']):
         pass
     assert _hooks(net) == 0
+
+
+def test_a_block_out_of_range_is_answered_with_the_range():
+    net = nn.ModuleDict(
+        dict(body=nn.ModuleDict(dict(blocks=nn.Sequential(*[nn.ReLU() for _ in range(4)]))))
+    )
+    for name in ('body.blocks.4', 'body.blocks.4.attn.qkv:input'):
+        with (
+            pytest.raises(KeyError, match=r"'body\.blocks' has 0 to 3"),
+            tapped(net, [name]),
+        ):
+            pass
+    with (
+        pytest.raises(KeyError, match=r"'body' has no 'layers', but \['blocks'\]"),
+        tapped(net, ['body.layers.0']),
+    ):
+        pass
