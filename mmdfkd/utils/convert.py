@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from .detector_names import NOT_LEARNED, detector_name
 from .vit_names import (
     DETECTOR,
     NOT_BACKBONE,
@@ -59,17 +60,20 @@ def convert_vit(
 
     From timm (ViT, DeiT, distilled DeiT, layer scale), facebook (DeiT, DeiT III, MAE), Hugging Face
     (``ViT``, ``DeiT``, ``ViTMAE``; as published and as transformers 5 names its modules),
-    detectron2 (ViTDet: its backbone), mmdet's ViTDet and mmpretrain.
+    detectron2 and mmdet (ViTDet: its backbone, or the whole detector) and mmpretrain.
 
     Names do not hold everything: the target's config has to say the epsilon of the LayerNorms (timm
-    1e-6 as mmpretrain by default, Hugging Face 1e-12), the number of heads and ``out_type``.
+    and detectron2 1e-6, mmpretrain's default; Hugging Face 1e-12), the number of heads,
+    ``out_type``, and how images are normalised.
 
     Args:
         state_dict (Mapping[str, Tensor]): Plain weights, see
             :func:`~mmdfkd.utils.checkpoint.unwrap_state_dict`.
         to (str): ``'mmpretrain'``: a classifier with ``VisionTransformer`` or
             ``DistilledVisionTransformer`` (``backbone.`` and ``head.layers.``); ``'vitdet'``: the
-            backbone :class:`mmdfkd.models.ViTDet` (``backbone.``). Defaults to ``'mmpretrain'``.
+            backbone :class:`mmdfkd.models.ViTDet` (``backbone.``); ``'vitdet-detector'``: that with
+            pyramid, RPN, box and mask head of a two-stage detector of mmdet, see
+            :mod:`mmdfkd.utils.detector_names`. Defaults to ``'mmpretrain'``.
         drop (Sequence[str]): Keys in timm's names, as ``fnmatch`` patterns, to leave out.
 
     Returns:
@@ -96,6 +100,8 @@ def convert_vit(
     unknown = []
     for key, value in named.items():
         new = rename(key, TARGETS[to])
+        if new is None and to == 'vitdet-detector':
+            new = detector_name(key)
         if any(fnmatch(key, pattern) for pattern in drop):
             result.left_out[key] = 'as asked'
         elif new is not None:
@@ -112,12 +118,25 @@ def convert_vit(
         )
     if to == 'mmpretrain' and 'backbone.pos_embed' in result.weights:
         _give_tokens_positions(result)
+    if to == 'vitdet-detector' and 'pixel_mean' in named:
+        mean, std = (
+            [round(v, 3) for v in named[key].flatten().tolist()] if key in named else 'unknown'
+            for key in ('pixel_mean', 'pixel_std')
+        )
+        result.notes.append(
+            f'Images were normalised by mean {mean} and std {std}, in the order of the channels of '
+            "the network's input: set them, and bgr_to_rgb, in the data_preprocessor. Norms of "
+            'pyramid and heads had an epsilon of 1e-6: set norm_eps of mmdfkd.SimpleFPN, and eps '
+            "in the heads' norm_cfg."
+        )
     return result
 
 
 def _needless(key: str, to: str) -> str | None:
     if PRE_TRAINING.match(key):
         return 'for pre-training only'
+    if to == 'vitdet-detector':
+        return 'not learned' if NOT_LEARNED.match(key) else None
     if DETECTOR.match(key):
         return "a detector's, not the backbone's"
     return 'a ViTDet backbone has none' if to == 'vitdet' and NOT_BACKBONE.match(key) else None
@@ -141,7 +160,7 @@ def _give_tokens_positions(result: Conversion) -> None:
 def fit_names(
     state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str
 ) -> Mapping[str, Tensor]:
-    """Give a foreign ViT's weights the names of a classifier of mmpretrain, where it is one.
+    """Give a foreign ViT's weights the names of mmpretrain's classifier or of mmdet's ViTDet.
 
     Args:
         state_dict (Mapping[str, Tensor]): Plain weights of a file.
@@ -151,6 +170,10 @@ def fit_names(
     Returns:
         Mapping[str, Tensor]: Converted, or as they are where nothing is to be converted.
     """
+    if family_of(own) == 'ViTDet' and family_of(state_dict) == 'detectron2':
+        result = convert_vit(state_dict, to='vitdet-detector')
+        print_log(f'{what}: {result}', 'current')
+        return result.weights
     if family_of(own) != 'mmpretrain' or family_of(state_dict) not in ('timm', 'Hugging Face'):
         return state_dict
     result = convert_vit(state_dict)

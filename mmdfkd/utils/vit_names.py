@@ -83,7 +83,12 @@ _TO_VITDET = _rules(
         r'backbone.blocks.\1.\2',
     ),
 )
-TARGETS: dict[str, Rules] = {'mmpretrain': _TO_MMPRETRAIN, 'vitdet': _TO_VITDET}
+#: Of a detector, what follows the backbone is named in :mod:`mmdfkd.utils.detector_names`.
+TARGETS: dict[str, Rules] = {
+    'mmpretrain': _TO_MMPRETRAIN,
+    'vitdet': _TO_VITDET,
+    'vitdet-detector': _TO_VITDET,
+}
 
 # For pre-training alone: a decoder, an unused pooler.
 PRE_TRAINING = re.compile(r'^(decoder|mask_token|pooler)([._]|$)')

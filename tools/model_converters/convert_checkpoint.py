@@ -1,4 +1,4 @@
-"""Convert a plain ViT's checkpoint to mmpretrain's names, or to those of ViTDet's backbone."""
+"""Convert a plain ViT's checkpoint to mmpretrain's names, or to those of a ViTDet."""
 
 import argparse
 import sys
@@ -22,9 +22,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', metavar='DST', help='where the converted file goes')
     parser.add_argument(
         '--to',
-        choices=['mmpretrain', 'vitdet'],
+        choices=['mmpretrain', 'vitdet', 'vitdet-detector'],
         default='mmpretrain',
-        help='a classifier, or the backbone mmdfkd.ViTDet (default: %(default)s)',
+        help='a classifier, the backbone mmdfkd.ViTDet, or a whole two-stage detector with it '
+        '(default: %(default)s)',
     )
     parser.add_argument(
         '--config',
@@ -39,12 +40,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_against(config: str, weights: dict, to: str) -> str:
-    """Compare converted weights with a network; for ViTDet with its backbone alone.
+    """Compare converted weights with a network; for ``'vitdet'`` with its backbone alone.
 
     Args:
         config (str): The whole config of an mmdet or mmpretrain model.
         weights (dict): Converted weights.
-        to (str): ``'mmpretrain'`` or ``'vitdet'``.
+        to (str): As of :func:`~mmdfkd.utils.convert.convert_vit`.
 
     Returns:
         str: What matched.
@@ -59,8 +60,8 @@ def check_against(config: str, weights: dict, to: str) -> str:
         own = {k: v for k, v in own.items() if k.startswith('backbone.')}
     # A classifier-free file, such as MAE's, is for the backbone.
     allowed = () if any(k.startswith('head.') for k in weights) else ('head.*',)
-    # ViTDet starts relative positions that a file lacks at zero.
-    allowed += ('*.rel_pos_?',)
+    # ViTDet starts relative positions that a file lacks at zero; a detector's file has them.
+    allowed += () if to == 'vitdet-detector' else ('*.rel_pos_?',)
     return str(check_keys(own, weights, what=config, allow_missing=allowed))
 
 

@@ -9,17 +9,13 @@ from mmdfkd.registry import MODELS
 
 from ..layers import LayerNorm2d
 
-# That of mmdet's published detectors: mmcv's `build_norm_layer` gives it to every norm of neck and
-# heads.
-_NORM_EPS = 1e-5
 
-
-def _rescale(channels: int, factor: float) -> tuple[nn.Sequential, int]:
+def _rescale(channels: int, factor: float, eps: float) -> tuple[nn.Sequential, int]:
     """Layers that rescale a map by ``factor`` and the channels they leave."""
     if factor == 4:
         layers = [
             nn.ConvTranspose2d(channels, channels // 2, 2, stride=2),
-            LayerNorm2d(channels // 2, eps=_NORM_EPS),
+            LayerNorm2d(channels // 2, eps=eps),
             nn.GELU(),
             nn.ConvTranspose2d(channels // 2, channels // 4, 2, stride=2),
         ]
@@ -49,6 +45,8 @@ class SimpleFPN(BaseModule):
             Defaults to (4, 2, 1, 0.5).
         num_outs (int): Number of levels; those beyond the scale factors are subsampled from the
             last with stride 2. Defaults to 5.
+        norm_eps (float): Epsilon of the norms. Defaults to 1e-5, that of mmdet's published
+            detectors (mmcv gives it to every norm of neck and heads); detectron2's have 1e-6.
         init_cfg (dict, optional): mmengine's initialisation.
     """
 
@@ -58,6 +56,7 @@ class SimpleFPN(BaseModule):
         out_channels: int = 256,
         scale_factors: Sequence[float] = (4, 2, 1, 0.5),
         num_outs: int = 5,
+        norm_eps: float = 1e-5,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -69,9 +68,9 @@ class SimpleFPN(BaseModule):
         self.num_outs = num_outs
         self.lateral_convs = nn.ModuleList()
         self.fpn_convs = nn.ModuleList()
-        norm_cfg = {'type': LayerNorm2d, 'eps': _NORM_EPS}
+        norm_cfg = {'type': LayerNorm2d, 'eps': norm_eps}
         for i, factor in enumerate(self.scale_factors, start=1):
-            layers, channels = _rescale(in_channels, factor)
+            layers, channels = _rescale(in_channels, factor, norm_eps)
             self.add_module(f'fpn{i}', layers)
             self.lateral_convs.append(
                 ConvModule(channels, out_channels, 1, norm_cfg=norm_cfg, act_cfg=None, bias=False)
