@@ -4,7 +4,7 @@ custom_hooks = [
     dict(type='mmdfkd.DataAuditHook'),
     dict(type='mmdfkd.TeacherPassesHook'),
     dict(type='mmdfkd.StudentExportHook'),
-    # What the images are worth, in figures and pictures; 1 to 3 % of a run's time.
+    # What the images are worth, in figures and pictures; about 1 % of a run's time.
     dict(type='mmdfkd.SyntheticQualityHook'),
     dict(type='mmdfkd.SyntheticVisHook'),
 ]

@@ -11,6 +11,8 @@ from torch import Tensor
 from mmdfkd.adapters.base import Adapter
 from mmdfkd.adapters.observation import Targets
 
+from .frozen import frozen
+
 SYMMETRIES = ('horizontal', 'vertical', 'turn')
 """Mirrored left to right, mirrored upside down, axes exchanged (with the two: a quarter turn)."""
 
@@ -82,13 +84,14 @@ def held_symmetries(
     """
     names = [name for name in SYMMETRIES if name != 'turn' or images.shape[-1] == images.shape[-2]]
     counts = torch.zeros(1 + len(SYMMETRIES))
-    for first in range(0, len(images), batch):
-        part = slice(first, first + batch)
-        seen = _seen(teacher, images[part], targets, part, None)
-        counts[0] += (seen > 0).sum()
-        for name in names:
-            again = _seen(teacher, images[part], targets, part, _MAPS[name])
-            counts[1 + SYMMETRIES.index(name)] += (seen == again).logical_and(seen > 0).sum()
+    with frozen(teacher.net):
+        for first in range(0, len(images), batch):
+            part = slice(first, first + batch)
+            seen = _seen(teacher, images[part], targets, part, None)
+            counts[0] += (seen > 0).sum()
+            for name in names:
+                again = _seen(teacher, images[part], targets, part, _MAPS[name])
+                counts[1 + SYMMETRIES.index(name)] += (seen == again).logical_and(seen > 0).sum()
     if get_world_size() > 1:
         all_reduce(counts)
     total, *kept = counts.tolist()
