@@ -63,3 +63,9 @@ def resize_tokens(
     maps = tokens[:, prefix:].transpose(1, 2).unflatten(-1, tuple(old))
     maps = F.interpolate(maps, tuple(new), mode=mode, antialias=True, align_corners=False)
     return torch.cat([tokens[:, :prefix], maps.flatten(2).transpose(1, 2)], 1)
+
+
+def whole_patches(images: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """Images ``[B, C, H, W]`` padded with zeros, right and below, to whole patches."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % kernel[1], 0, -height % kernel[0]))

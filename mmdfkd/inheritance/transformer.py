@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .depth import choose_layers, uniform_layers
 from .least_squares import Moments, Refit, keep_units, strongest_index
-from .patches import resize_patch_embedding
+from .patches import resize_patch_embedding, whole_patches
 from .recipe import Recipe
 from .streams import (
     IdentityMap,
@@ -22,6 +22,9 @@ from .views import BlocksView, BlockView, VitView
 
 #: Tokens that the refits look at; more change nothing but the time.
 MAX_TOKENS = 65536
+
+#: Patch embeddings of more values a patch are resampled, not refitted.
+MAX_PIXELS = 3200
 
 
 @dataclass
@@ -302,10 +305,29 @@ def inherit_backbone(
         assign(tables[name], teacher.table_for(student, name, table) @ stream.write.t())
 
     x = [teacher.embed(batch) for batch in few]
-    y = [student.embed(batch) for batch in few]
     places = teacher.places_of(student, tuple(few[0].shape[-2:]))
+    if recipe.refits and own.kernel_size != conv.kernel_size:
+        _refit_patches(student, few, [places(tokens) @ stream.write.t().to(x[0]) for tokens in x])
+    y = [student.embed(batch) for batch in few]
     heads, x, y = inherit_blocks(teacher, student, layers, stream, recipe, x, y, places)
     return Plan(stream, layers, heads, energy, x, y)
+
+
+def _refit_patches(student: VitView, images: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Refit a patch embedding to the tokens ``[B, N, d]`` that are to enter the first block."""
+    conv = student.patch_conv()
+    if conv.weight[0].numel() > MAX_PIXELS:
+        return
+    fit = Refit(conv.weight.flatten(1), conv.bias)
+    for i, (batch, wanted) in enumerate(zip(images, targets, strict=True)):
+        patches = whole_patches(batch, conv.kernel_size)
+        written = conv(patches).flatten(2).transpose(1, 2)
+        prefix = wanted.shape[1] - written.shape[1]
+        # Without what is added to the patches: positions.
+        wanted = (wanted - student.embed(batch))[:, prefix:] + written
+        rows = torch.nn.functional.unfold(patches, conv.kernel_size, stride=conv.stride)
+        fit.add(rows.transpose(1, 2).flatten(0, 1), wanted.flatten(0, 1), held_out(i))
+    assign_layer(conv, *fit.solve())
 
 
 def inherit_blocks(
