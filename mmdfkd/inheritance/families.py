@@ -377,6 +377,12 @@ def build_heir(teacher: Adapter, student: Adapter) -> Heir:
             f"Inheritance does not support the family '{teacher.family}'. Supported: "
             f'{", ".join(heirs)}.'
         )
+    for net in (teacher.net, student.net):
+        if isinstance(getattr(getattr(net, 'roi_head', None), 'bbox_head', None), nn.ModuleList):
+            raise ValueError(
+                f'Inheritance does not support the stages of a cascade ({type(net).__name__}): '
+                "set model.student.init to 'random', 'config' or a checkpoint."
+            )
     if type(getattr(teacher.net, 'backbone', None)).__name__ == 'SwinTransformer':
         heirs['classifier'] = SwinHeir
     return heirs[teacher.family](teacher, student)
