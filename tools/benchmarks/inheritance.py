@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
 from mmdfkd.evaluation.benchmark import (
@@ -462,6 +463,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run or not missing:
         return
     use_all_cores()
+    # How every parameter was initialised is not of interest here.
+    MMLogger.get_instance('inheritance', log_level='WARNING')
     data_root = os.path.abspath(args.data_root) if args.data_root else None
     benchmark = Benchmark(plan, data_root, args.test_images)
     done: Run | None = None
