@@ -120,6 +120,17 @@ def test_a_detector_is_asked():
     assert see(images, teacher, teacher).divergence.abs().max() < 1e-5
 
 
+@pytest.mark.parametrize('kind', ['deformable', 'detr', 'gfl'])
+def test_other_detectors_are_asked(kind):
+    """With queries, and dense ones without proposals."""
+    model = toy.one_stage_model(kind) if kind == 'gfl' else toy.detr_model(kind)
+    teacher, student = (_adapter(model, seed, 'mmdet') for seed in (0, 1))
+    seen = see(toy.images(2, 64), teacher, student)
+    assert seen.votes.shape == (2, 3) and ((seen.votes >= 0) & (seen.votes <= 1)).all()
+    assert seen.divergence.shape == (2,) and (seen.divergence > 0).all()
+    assert quality_of(seen)['images'] == 2
+
+
 def _seen(votes, thumbnails=None, divergence=None):
     votes = torch.as_tensor(votes)
     if thumbnails is None:
