@@ -24,7 +24,7 @@ from mmdfkd.utils.data_audit import DataAudit
 from mmdfkd.utils.key_report import check_keys, load_strict
 
 from .balance import GradientBalance
-from .networks import build_network
+from .networks import build_network, silent_norms
 from .stored_labels import answered
 from .student import Student, evaluating
 from .student_spec import STARTS, student_config
@@ -358,6 +358,16 @@ class DataFreeDistiller(BaseModel):
             state = unwrap_state_dict(read_checkpoint(self.init))
             what = f'student {self.init}'
             load_strict(net, fit_names(state, net.state_dict(), what), what=what)
+        silent = silent_norms(net)
+        if silent:
+            print_log(
+                f'{len(silent)} norms of the student are fixed at a weight of zero ({silent[0]}, '
+                '...): the branches behind them never say anything. Start it from pretrained '
+                "weights (init='config' or a checkpoint), or let them be trained (norm_cfg with "
+                'requires_grad=True).',
+                'current',
+                30,
+            )
         print_log(f"Student: starts '{self.init}'.", 'current')
 
     def _inheritance_images(self) -> Tensor:

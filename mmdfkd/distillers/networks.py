@@ -112,3 +112,19 @@ def build_network(cfg: Config, keep_init: bool = False) -> nn.Module:
     if isinstance(getattr(net, 'level_embed', None), nn.Parameter):
         nn.init.zeros_(net.level_embed)
     return net if torch.cuda.is_available() else revert_sync_batchnorm(net)
+
+
+def silent_norms(net: nn.Module) -> list[str]:
+    """Names of norms that are fixed at a weight of zero: what they scale never says anything.
+
+    A ResNet whose last norm of each block starts at zero, as the toolbox draws random weights, and
+    whose norms are fixed, as in most published detectors, has no residual branches.
+    """
+    return [
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
+        and module.weight is not None
+        and not module.weight.requires_grad
+        and not module.weight.any()
+    ]

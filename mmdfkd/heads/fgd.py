@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.structures import InstanceData
@@ -65,8 +65,9 @@ class FGDHead(PyramidLevels):
         attention_weight (float): Weight of the masks. Defaults to 0.5.
         global_weight (float): Weight of the maps with their context. Defaults to 0.5.
         temperature (float): Of the masks. Defaults to 0.5, as published.
-        **kwargs: ``levels`` and ``align`` of :class:`~mmdfkd.heads.pyramid.PyramidLevels`,
-            ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
+        levels (Sequence[int], optional): As of :class:`~mmdfkd.heads.pyramid.PyramidHead`.
+        align (str): Likewise.
+        **kwargs: ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
 
     Raises:
         ValueError: On an unknown choice of boxes, a threshold outside (0, 1) or a temperature that
@@ -82,9 +83,11 @@ class FGDHead(PyramidLevels):
         attention_weight: float = 0.5,
         global_weight: float = 0.5,
         temperature: float = 0.5,
+        levels: Sequence[int] | None = None,
+        align: str = 'auto',
         **kwargs,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(levels, align, **kwargs)
         if boxes not in ('teacher', 'layout', 'auto'):
             raise ValueError(f"FGDHead: boxes is 'teacher', 'layout' or 'auto', not {boxes!r}.")
         if not 0 < threshold < 1:

@@ -132,8 +132,8 @@ class PyramidHead(PyramidLevels):
             the student has.
         floor (float): Weight of sheer background in ``'mimic'``, in [0, 1]; 1 weights every place
             alike and asks for no objectness. Defaults to 0.1.
-        **kwargs: ``align`` of :class:`PyramidLevels`, ``loss_weight``, ``schedule``, ``name`` and
-            ``init_cfg`` of :class:`DistillHead`.
+        align (str): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to ``'auto'``.
+        **kwargs: ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
 
     Raises:
         ValueError: On an unknown mode or a floor outside [0, 1].
@@ -144,9 +144,10 @@ class PyramidHead(PyramidLevels):
         mode: str = 'mimic',
         levels: Sequence[int] | None = None,
         floor: float = 0.1,
+        align: str = 'auto',
         **kwargs,
     ) -> None:
-        super().__init__(levels=levels, **kwargs)
+        super().__init__(levels, align, **kwargs)
         if mode not in ('mimic', 'pkd'):
             raise ValueError(f"PyramidHead: mode must be 'mimic' or 'pkd', not {mode!r}.")
         if not 0 <= floor <= 1:

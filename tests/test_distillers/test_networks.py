@@ -6,7 +6,7 @@ import toy
 from mmengine.config import Config
 
 from mmdfkd.distillers import build_network, load_config, model_config
-from mmdfkd.distillers.networks import without_files
+from mmdfkd.distillers.networks import silent_norms, without_files
 from mmdfkd.distillers.student_spec import student_config
 
 
@@ -79,3 +79,14 @@ def test_a_student_is_either_shrunk_or_given():
     assert shrunk.model.backbone.arch.num_layers == 1
     assert shrunk.default_scope == 'mmdet'
     assert teacher.model.backbone.arch.num_layers == 2
+
+
+@pytest.mark.parametrize('trained', [True, False])
+def test_branches_that_never_speak_are_found(trained):
+    """Random weights of a published ResNet: its norms fixed, the last of each block at zero."""
+    model = toy.resnet_model()
+    model['backbone']['norm_cfg'] = dict(type='BN', requires_grad=trained)
+    net = build_network(Config(toy.whole(model)))
+    assert silent_norms(net) == []
+    net.init_weights()
+    assert silent_norms(net)[:1] == ([] if trained else ['backbone.layer1.0.bn2'])
