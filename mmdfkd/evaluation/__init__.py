@@ -1,6 +1,11 @@
 """Figures: tests, costs, the report of a run, and tables of committed results."""
 
-from .agreement import detection_agreement, detections
+from .agreement import (
+    class_probabilities,
+    classification_agreement,
+    detection_agreement,
+    detections,
+)
 from .collapse import CollapseLimits, find_collapse
 from .cost import count_flops, count_parameters, interleaved_latency, predict_flops, proposal_count
 from .failures import (
@@ -42,6 +47,8 @@ __all__ = [
     'count_flops',
     'count_parameters',
     'describe_quality',
+    'class_probabilities',
+    'classification_agreement',
     'detection_agreement',
     'detections',
     'evaluate_run',

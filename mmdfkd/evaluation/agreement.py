@@ -1,26 +1,64 @@
-"""How well a student follows its teacher where there is no test set: on synthetic scenes."""
+"""How well a student follows its teacher where there is no test set: on synthetic images."""
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from mmdfkd.adapters import Adapter
+from mmdfkd.adapters import Adapter, Memory
 
 
 @torch.no_grad()
 def detections(adapter: Adapter, images: Tensor, batch: int = 16) -> list[InstanceData]:
     """A detector's answers to ``images`` ``[N, 3, H, W]``, uint8 or in [0, 1]."""
+    parts = _encoded(adapter, images, batch)
+    return [found for memory in parts for found in adapter.detect(memory)]
+
+
+@torch.no_grad()
+def class_probabilities(adapter: Adapter, images: Tensor, batch: int = 64) -> Tensor:
+    """A classifier's answers ``[N, classes]`` to ``images`` as in :func:`detections`."""
+    return torch.cat([adapter.class_votes(m).cpu() for m in _encoded(adapter, images, batch)])
+
+
+def _encoded(adapter: Adapter, images: Tensor, batch: int) -> Iterator[Memory]:
     device = next(adapter.net.parameters()).device
-    found = []
     for part in images.split(batch):
         part = part.to(device)
-        part = part.float() / 255 if part.dtype == torch.uint8 else part
-        found.extend(adapter.detect(adapter.encode(part)))
-    return found
+        yield adapter.encode(part.float() / 255 if part.dtype == torch.uint8 else part)
+
+
+def classification_agreement(student: Tensor, teacher: Tensor) -> dict[str, float]:
+    """How often both classifiers name one class, and how far their probabilities are apart.
+
+    On images in which the teacher sees every class (:class:`mmdfkd.synthesis.PixelInversionSource`,
+    with another seed than the training's) it can choose between students where there is no test
+    set; ``docs/notes/classifiers.md`` has the figures.
+
+    Args:
+        student (Tensor): Probabilities ``[N, classes]``.
+        teacher (Tensor): Likewise.
+
+    Returns:
+        dict[str, float]: ``top1``, the share of the images of one first class, and ``divergence``,
+        the mean of KL(teacher || student) in nats.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f'classification_agreement: answers of {tuple(student.shape)} and '
+            f'{tuple(teacher.shape)}: both must be of the same images and classes.'
+        )
+    floor = torch.finfo(torch.float32).tiny
+    logs = [p.double().clamp_min(floor).log() for p in (student, teacher)]
+    divergence = (teacher.double() * (logs[1] - logs[0])).sum(1).mean()
+    same = student.argmax(1) == teacher.argmax(1)
+    return dict(top1=float(same.float().mean()), divergence=float(divergence))
 
 
 def detection_agreement(

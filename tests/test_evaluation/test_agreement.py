@@ -1,4 +1,6 @@
-"""Agreement of detections, worked out by hand."""
+"""Agreement of detections and of classes, worked out by hand."""
+
+import math
 
 import pytest
 import torch
@@ -6,7 +8,12 @@ import toy
 from mmengine.structures import InstanceData
 
 from mmdfkd.adapters import Normalizer, build_adapter
-from mmdfkd.evaluation import detection_agreement, detections
+from mmdfkd.evaluation import (
+    class_probabilities,
+    classification_agreement,
+    detection_agreement,
+    detections,
+)
 
 
 def seen(*rows: tuple) -> InstanceData:
@@ -84,3 +91,32 @@ def test_pixels_of_both_kinds():
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one.bboxes, other.bboxes, atol=1e-3, rtol=1e-4)
         assert one.labels.equal(other.labels)
+
+
+def test_classes_agree_by_their_first_and_their_divergence():
+    teacher = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0]])
+    student = torch.tensor([[0.5, 0.25, 0.25], [0.75, 0.25, 0.0]])
+    found = classification_agreement(student, teacher)
+    first = 0.5 * math.log(2)
+    second = 0.25 * math.log(1 / 3) + 0.75 * math.log(3)
+    assert found['top1'] == 0.5
+    assert found['divergence'] == pytest.approx((first + second) / 2)
+    same = classification_agreement(teacher, teacher)
+    assert same == dict(top1=1.0, divergence=0.0)
+
+
+def test_answers_to_other_images_are_refused():
+    with pytest.raises(ValueError, match='same images'):
+        classification_agreement(torch.ones(2, 3), torch.ones(3, 3))
+
+
+def test_probabilities_do_not_depend_on_the_batches():
+    adapter = build_adapter(
+        toy.build(toy.classifier_model(), scope='mmpretrain').eval(),
+        Normalizer([0.0] * 3, [255.0] * 3, 'rgb'),
+    )
+    images = torch.randint(0, 256, (3, 3, toy.SIZE, toy.SIZE), dtype=torch.uint8)
+    found = class_probabilities(adapter, images, batch=2)
+    assert found.shape == (3, adapter.num_classes)
+    torch.testing.assert_close(found, class_probabilities(adapter, images.float() / 255))
+    torch.testing.assert_close(found.sum(1), torch.ones(3))

@@ -57,3 +57,15 @@ def test_the_teacher_agrees_with_itself(tool, run, tmp_path, capsys):
     tool.main([str(run[0]), '--work-dir', str(folder)])
     (found,) = lines(capsys)
     assert found['bbox_mAP'] == 1
+
+
+def test_a_classifier_is_measured_on_inverted_images(tool, tmp_path, capsys):
+    folder = tmp_path / 'run'
+    config = write_run(folder, 'classification', images=1)
+    shutil.copy(folder / 'teacher.pth', folder / 'student.pth')
+    shutil.copy(folder / 'teacher_config.py', folder / 'student_config.py')
+    images = torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8)
+    torch.save(dict(images=images), folder / 'scenes.pth')
+    tool.main([str(config), '--work-dir', str(folder)])
+    (found,) = lines(capsys)
+    assert (found['images'], found['top1'], found['divergence']) == (4, 1.0, 0.0)

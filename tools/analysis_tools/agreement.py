@@ -1,10 +1,11 @@
-"""Test a student without a test set: how well it follows its teacher on synthetic scenes.
+"""Test a student without a test set: how well it follows its teacher on synthetic images.
 
     python tools/analysis_tools/agreement.py configs/dfkd_vitdet.py
 
-Scenes with objects are made by layout inversion of the teacher, with a seed of their own; what the
-teacher detects in them is taken as the truth. Detectors only. The scenes are kept beside the run,
-so that the next student of the same teacher is measured on the same ones.
+They are made by inversion of the teacher, with a seed of their own: a detector's are scenes with
+objects, a classifier's show every class alike often. What the teacher sees in them is taken as the
+truth. The images are kept beside the run; to measure the students of other runs on the same ones,
+name the file with --scenes.
 """
 
 import argparse
@@ -18,6 +19,9 @@ from mmengine.config import Config
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
 from mmdfkd.utils.launch import fail_clearly, use_all_cores
 
+# Sources of images that an inversion may start from; where a run has others, a pool of its own.
+_STARTS = ('mmdfkd.PooledSource', 'mmdfkd.MixtureSource')
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
@@ -27,26 +31,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help="path of the run's config")
     parser.add_argument('--work-dir', help="the run's; ./work_dirs/<config> by default")
     parser.add_argument('--students', nargs='+', help='weights; student.pth of the run by default')
-    parser.add_argument('--images', type=int, default=96, help='number of scenes')
-    parser.add_argument('--steps', type=int, default=30, help='gradient steps of each scene')
+    parser.add_argument('--images', type=int, default=96, help='number of images')
+    parser.add_argument('--steps', type=int, default=30, help='gradient steps of each')
     parser.add_argument('--seed', type=int, default=1001, help='not that of a training run')
-    parser.add_argument('--scenes', help='file of the scenes; <work-dir>/scenes.pth by default')
+    parser.add_argument('--scenes', help='file of the images; <work-dir>/scenes.pth by default')
     return parser.parse_args(argv)
 
 
 def make_scenes(teacher, source: dict, args: argparse.Namespace, size: tuple[int, int]):
-    """Scenes ``[N, 3, H, W]`` uint8 by layout inversion, from the run's own start images."""
+    """Images ``[N, 3, H, W]`` uint8 by inversion, from the run's own start images."""
     from mmdfkd.registry import MODELS
 
-    if source['type'] in ('mmdfkd.LayoutInversionSource', 'mmdfkd.RefinedSource'):
+    while 'source' in source:
         source = source['source']
-    built = MODELS.build(
-        dict(
-            type='mmdfkd.LayoutInversionSource',
-            source=source,
-            images=args.images,
-            steps=args.steps,
+    if source['type'] not in _STARTS:
+        source = dict(
+            type='mmdfkd.PooledSource',
+            renderer=dict(type='mmdfkd.ProceduralRenderer'),
+            pool_size=2048,
         )
+    kind = 'LayoutInversionSource' if teacher.detects else 'PixelInversionSource'
+    built = MODELS.build(
+        dict(type=f'mmdfkd.{kind}', source=source, images=args.images, steps=args.steps)
     )
     device = next(teacher.net.parameters()).device
     with torch.no_grad():
@@ -64,7 +70,13 @@ def main(argv: list[str] | None = None) -> None:
     from mmdfkd.adapters import Normalizer, build_adapter
     from mmdfkd.distillers.networks import build_network
     from mmdfkd.distillers.teacher import Teacher
-    from mmdfkd.evaluation import FinishedRun, detection_agreement, detections
+    from mmdfkd.evaluation import (
+        FinishedRun,
+        class_probabilities,
+        classification_agreement,
+        detection_agreement,
+        detections,
+    )
     from mmdfkd.utils.checkpoint import read_checkpoint, unwrap_state_dict
     from mmdfkd.utils.key_report import load_strict
 
@@ -85,13 +97,20 @@ def main(argv: list[str] | None = None) -> None:
         size = (size, size) if isinstance(size, int) else tuple(size)
         images = make_scenes(teacher.adapter, cfg.model.source, args, size)
         torch.save(dict(images=images), scenes)
-    truth = detections(teacher.adapter, images)
+    detects = teacher.adapter.detects
+    answers = detections if detects else class_probabilities
+    truth = answers(teacher.adapter, images)
     own = Config.fromfile(run.student_config)
     for path in args.students or [str(run.student)]:
         net = build_network(own, keep_init=False)
         load_strict(net, unwrap_state_dict(read_checkpoint(path)), what=path)
         student = build_adapter(net.eval(), Normalizer.from_config(own))
-        found = detection_agreement(detections(student, images), truth, student.num_classes)
+        found = answers(student, images)
+        found = (
+            detection_agreement(found, truth, student.num_classes)
+            if detects
+            else classification_agreement(found, truth)
+        )
         rounded = {name: round(value, 4) for name, value in found.items()}
         print(json.dumps(dict(student=path, images=len(images), **rounded)))
 
