@@ -469,6 +469,22 @@ def runner_of(cfg: dict):
 runner_of.count = 0
 
 
+def start_of(distiller) -> dict[str, Tensor]:
+    """The student's trained weights as a run starts with them; filled when it has started."""
+    before, start = {}, distiller._start_student
+
+    def started(images) -> None:
+        start(images)
+        before.update(
+            (n, p.detach().clone())
+            for n, p in distiller.student.net.named_parameters()
+            if p.requires_grad
+        )
+
+    distiller._start_student = started
+    return before
+
+
 def write_config(cfg: dict, path: Path) -> Path:
     """Write a config file that the tools can read."""
     _fast(cfg).dump(path)

@@ -6,12 +6,15 @@ import pytest
 import torch
 import toy
 from mmdet.structures.bbox import bbox2roi, bbox_overlaps
+from mmengine.config import Config
 from mmengine.structures import InstanceData
+from tiny_runs import ROOT
 
 from mmdfkd.adapters import Normalizer, Observation, Targets, TwoStageAdapter, build_adapter
 from mmdfkd.distillers.student import Student
 from mmdfkd.heads import FGDHead, PyramidHead
-from mmdfkd.losses import box_places
+from mmdfkd.inheritance import inherit, shrink_config
+from mmdfkd.losses import box_places, fgd_focal
 from mmdfkd.registry import MODELS
 
 PIXELS = toy.images(2)
@@ -337,3 +340,70 @@ def test_errors_name_head_and_network(cascade):
     plain['rpn_head']['bbox_coder'] = dict(coder, target_stds=[0.5] * 4)
     with pytest.raises(ValueError, match="RPNResponseHead: the student's RPN codes boxes"):
         student_of(cascade, plain, dict(type='mmdfkd.RPNResponseHead'))
+
+
+def test_what_cannot_be_inherited_or_shrunk_is_said(cascade):
+    student = adapter_of(cascade_model(24))
+    with pytest.raises(ValueError, match=r'stages of a cascade \(CascadeRCNN\).*checkpoint'):
+        inherit(cascade, student, toy.images(8))
+    for model in (toy.one_stage_model('retina'), cascade_model()):
+        with pytest.raises(ValueError, match='Give the student as a config of its own'):
+            shrink_config(toy.whole(model))
+
+
+@torch.no_grad()
+def test_manifold_of_blocks_and_of_the_pyramid():
+    """Of a shipped run, between two ViT detectors: cosines within an image and between images."""
+    run = Config.fromfile(ROOT / 'configs' / 'manifold' / 'manifold_vitdet_digits.py')
+    blocks, levels = (dict(h) for h in run.model.heads if h.type == 'mmdfkd.ManifoldHead')
+    assert len(blocks['taps_student']) == 4 and levels['levels'] == (1, 2, 3)
+    names = ['backbone.blocks.0', 'backbone.blocks.1']
+    blocks.update(taps_student=names, taps_teacher=names, random_weight=0.0)
+    levels.update(levels=(1, 2), random_weight=0.0)
+    teacher = adapter_of(toy.detector_model())
+    student = student_of(teacher, toy.detector_model(24), blocks, levels)
+    theirs = teacher.observe(PIXELS, names)
+    found = student(PIXELS, theirs, Targets())
+    own = student.adapter.encode(PIXELS, names)
+
+    def cosines(tokens):
+        tokens = tokens.double()
+        return (tokens / tokens.norm(dim=-1, keepdim=True)) @ (
+            tokens / tokens.norm(dim=-1, keepdim=True)
+        ).mT
+
+    def wanted(pairs):
+        intra = [(cosines(s) - cosines(t)).square().mean() for s, t in pairs]
+        inter = [
+            (cosines(s.transpose(0, 1)) - cosines(t.transpose(0, 1))).square().mean()
+            for s, t in pairs
+        ]
+        return 4 * sum(intra) / len(pairs), 0.1 * sum(inter) / len(pairs)
+
+    tapped = [tuple(m.taps[n].flatten(1, 2) for m in (own, theirs.memory)) for n in names]
+    maps = [
+        tuple(m.feats[i].flatten(2).transpose(1, 2) for m in (own, theirs.memory)) for i in (1, 2)
+    ]
+    for prefix, pairs in (('loss_manifold', tapped), ('loss_pyramid_manifold', maps)):
+        intra, inter = wanted(pairs)
+        assert float(found[f'{prefix}_intra']) == pytest.approx(float(intra), rel=1e-4)
+        assert float(found[f'{prefix}_inter']) == pytest.approx(float(inter), rel=1e-4)
+
+
+def test_fgd_in_bfloat16_and_its_gradient():
+    generator = torch.Generator().manual_seed(0)
+    own, other = torch.randn(2, 1, 3, 4, 5, generator=generator).double()
+    places = [
+        m[None].double() for m in box_places(torch.tensor([[8.0, 8, 24, 32]]), (4, 5), (32, 40))
+    ]
+    own.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: fgd_focal(x, other, *places), own)
+    halves = fgd_focal(own.detach().bfloat16(), other.bfloat16(), *places)
+    assert all(value.isfinite() for value in halves)
+    other.requires_grad_()
+    sum(fgd_focal(own, other, *places)).backward()
+    assert other.grad is None and own.grad is not None
+    with pytest.raises(ValueError, match='align the widths'):
+        fgd_focal(own, other[:, :2], *places)
+    with pytest.raises(ValueError, match='positive'):
+        fgd_focal(own, other, *places, temperature=0.0)

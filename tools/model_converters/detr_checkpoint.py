@@ -1,6 +1,6 @@
-"""Give the DETR authors' checkpoints (detr-r50, detr-r101, ...) mmdet's names and classes.
+r"""Give the DETR authors' checkpoints (detr-r50, detr-r101, ...) mmdet's names and classes.
 
-    python tools/model_converters/detr_checkpoint.py detr-r101-2c7b67e5.pth detr_r101_mmdet.pth
+    python tools/model_converters/detr_checkpoint.py checkpoints/detr-r101-2c7b67e5.pth \
         checkpoints/detr_r101_8xb2-500e_coco.pth
 
 Their heads number COCO's categories by id, 91 of them; mmdet's know the 80 that are used.
