@@ -26,6 +26,7 @@ import copy
 import multiprocessing
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import cv2
 import torch
 from torch import Tensor
 
@@ -57,6 +59,10 @@ START = dict(
     augment=None,
     num_workers=0,
 )
+# Each of its images kept once, with the teacher's answers.
+REPLAY = dict(
+    type='mmdfkd.ReplaySource', prefill=0, every=1, answers=True, views=4, bank=dict(capacity=64)
+)
 TARGET = dict(type='mmdfkd.TargetPrior', weight=1.0)
 VARIATION = dict(type='mmdfkd.TotalVariationPrior', weight=0.02)
 #: Prior sets of pixel inversion; None takes the source's own.
@@ -67,11 +73,27 @@ PRIORS: dict[str, list[dict] | None] = {
     'class, total variation': [TARGET, VARIATION],
     'class, patch boundary': [TARGET, dict(type='mmdfkd.PatchBoundaryPrior')],
     'class, patch similarity': [TARGET, dict(type='mmdfkd.PatchSimilarityPrior')],
+    'class, patch similarity (KDE)': [
+        TARGET,
+        dict(type='mmdfkd.PatchSimilarityPrior', form='kde'),
+    ],
     'class, attention': [TARGET, dict(type='mmdfkd.AttentionPrior')],
     'class, inter-head': [TARGET, dict(type='mmdfkd.InterHeadPrior')],
     'class, contrastive': [TARGET, dict(type='mmdfkd.ContrastivePrior')],
     'class, divergence': [TARGET, dict(type='mmdfkd.DivergencePrior')],
+    'class, Jensen-Shannon': [TARGET, dict(type='mmdfkd.JensenShannonPrior')],
+    'class, boundary': [TARGET, dict(type='mmdfkd.BoundaryPreservingPrior')],
     'default priors': None,
+}
+#: Rounds of the methods with a generator, by preset; their number of gradient steps.
+GENERATORS: dict[str, tuple[str, int]] = {
+    'DAFL': ('dafl', 1),
+    'ZSKT': ('zskt', 1),
+    'DFAD': ('dfad', 1),
+    'DFQ': ('dfq', 1),
+    'Fast': ('fast', 10),
+    'NAYER': ('nayer', 40),
+    'transformer generator': ('dfkt', 1),
 }
 #: What changes in an inversion with the default priors.
 MODES: dict[str, dict] = {
@@ -112,7 +134,7 @@ SETS = {
         'configs/digits/deit_digits',
         128,
         2,
-        rows=('inversion: class', 'inversion: default priors', *MODES),
+        rows=('refinement', 'DAFL', 'inversion: class', 'inversion: default priors', *MODES),
     ),
     'vitdet': Set(
         'configs/digits/vitdet_digits',
@@ -152,18 +174,21 @@ def rows_of(which: Set) -> list[Row]:
         half=0.0,
         checks=1,
     )
-    generator = dict(type='mmdfkd.PresetGeneratorSource', batch=batch, every=1)
+    # Before the first step only what makes the round measured possible.
+    generator = dict(type='mmdfkd.PresetGeneratorSource', batch=batch, every=1, first=1)
     rows = [
         Row('procedural', {}, 0, 'none'),
         Row('pool, scored', dict(START, pool_size=batch, balance=True), 0, 'none'),
+        Row('folder, filtered', dict(type='mmdfkd.FolderSource'), 0, 'files'),
+        Row('replay, 4 views answered', dict(REPLAY, source=START, batch=batch), 0),
         Row(
             'refinement',
             dict(type='mmdfkd.RefinedSource', source=START, batch=batch, steps=10),
             10,
         ),
-        Row('DAFL', dict(generator, preset='dafl'), 1, 'noise'),
-        Row('transformer generator', dict(generator, preset='dfkt'), 1, 'noise'),
     ]
+    for name, (preset, rounds) in GENERATORS.items():
+        rows.append(Row(name, dict(generator, preset=preset), rounds, 'noise'))
     for name, priors in PRIORS.items():
         changes = {} if priors is None else dict(priors=priors)
         rows.append(Row(f'inversion: {name}', dict(dense, **changes), steps))
@@ -222,16 +247,31 @@ class Memory:
         return max(most - self.before, 0.0)
 
 
-def maker(row: Row, teacher: Adapter, student: Adapter, which: Set) -> Callable[[], int]:
+def write_images(folder: Path, which: Set) -> None:
+    """As many files as a batch has images."""
+    render = TASK_UTILS.build(PROCEDURAL)
+    for number in range(which.batch):
+        pixels = torch.as_tensor(render(2, number, (which.size, which.size)))
+        cv2.imwrite(str(folder / f'{number}.png'), pixels.permute(1, 2, 0).numpy()[..., ::-1])
+
+
+def maker(
+    row: Row, teacher: Adapter, student: Adapter, which: Set, folder: Path
+) -> Callable[[], int]:
     """What makes one batch of a row and says how many images that were; start images are ready."""
     device = next(teacher.net.parameters()).device
     size = (which.size, which.size)
     if not row.source:
         render, number = TASK_UTILS.build(PROCEDURAL), iter(range(1 << 30))
         return lambda: sum(render(0, next(number), size) is not None for _ in range(which.batch))
-    source: SyntheticSource = MODELS.build(row.source)
+    cfg = dict(row.source)
+    if row.start == 'files':
+        write_images(folder, which)
+        cfg['root'] = str(folder)
+    source: SyntheticSource = MODELS.build(cfg)
     where = dict(seed=0, image_size=size, device=device)
-    if row.name.startswith('pool'):
+    if row.steps == 0 and row.start in ('none', 'files'):
+        # What it costs is to get it ready.
 
         def score() -> int:
             source.prepare(teacher, **where)
@@ -267,8 +307,14 @@ def measure(
         which (Set): Size and batch.
         images (Tensor): ``[B, 3, H, W]`` in [0, 1], for a gradient-free pass.
     """
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(maker(row, teacher, student, which, Path(folder)), row, teacher, images)
+
+
+def _measure(
+    make: Callable[[], int], row: Row, teacher: Adapter, images: Tensor
+) -> tuple[dict[str, float], float]:
     device = images.device
-    make = maker(row, teacher, student, which)
     forward, passed = steps_of(teacher, images)[FORWARD], []
 
     def a_few_forwards() -> None:
@@ -282,7 +328,7 @@ def measure(
     if row.steps <= 1:
         make()
     a_few_forwards()
-    with counted(teacher.net, (which.size, which.size)) as passes:
+    with counted(teacher.net, tuple(images.shape[-2:])) as passes:
         began = clock(device)
         count = make()
         seconds = clock(device) - began
