@@ -309,7 +309,8 @@ def shrink_config(
                 f'mmdfkd.Shrunk: {name}={share!r} must be a share of the teacher, above 0 and at '
                 'most 1.'
             )
-    if patch_size is not None and (isinstance(patch_size, bool) or int(patch_size) < 1):
+    whole = isinstance(patch_size, int) and not isinstance(patch_size, bool)
+    if patch_size is not None and not (whole and patch_size > 0):
         raise ValueError(
             f'mmdfkd.Shrunk: patch_size={patch_size!r} must be a number of pixels, at least 1.'
         )

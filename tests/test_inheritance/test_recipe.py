@@ -4,11 +4,12 @@ import pytest
 import torch
 from networks import build, classifier_config, detector_config, smooth_images
 
+from mmdfkd.distillers import DataFreeDistiller
 from mmdfkd.inheritance import inherit, recipe_of, shrink_config
 from mmdfkd.inheritance.least_squares import Moments, keep_strongest
 from mmdfkd.inheritance.streams import NormStatistics, SelectionMap
 
-IMAGES = smooth_images(64, 32)
+IMAGES = smooth_images(40, 32)
 HELD_OUT = smooth_images(32, 32, seed=9)
 
 
@@ -35,6 +36,15 @@ def test_defaults_and_exchanged_parts():
 def test_unknown_parts_are_named(options, match):
     with pytest.raises(ValueError, match=match):
         recipe_of(**options)
+    # A run is refused before it reads its teacher.
+    with pytest.raises(ValueError, match=match):
+        DataFreeDistiller(
+            dict(config='nowhere.py', checkpoint='nowhere.pth'),
+            dict(type='mmdfkd.Shrunk'),
+            heads=[],
+            source={},
+            inheritance=options,
+        )
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from networks import MEAN, STD, build, smooth_images
 
 from mmdfkd.inheritance import inherit, shrink_config
 
-IMAGES = smooth_images(48, 32)
-HELD_OUT = smooth_images(24, 32, seed=9)
+IMAGES = smooth_images(24, 32)
+HELD_OUT = smooth_images(16, 32, seed=9)
 
 
 def swin_config(**backbone) -> Config:
