@@ -145,6 +145,19 @@ def test_dist_equation(a, b, tau):
     assert dist(s, t, a, b, tau).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_dist_ignores_scale_and_offset_of_the_probabilities():
+    """Mixed with the uniform answer they stay a distribution: 0.6 p + 0.4 / C."""
+    s, t = rand(6, 5), rand(6, 5)
+    flatter = (0.6 * s.softmax(-1) + 0.4 / 5).log()
+    assert torch.isclose(dist(flatter, t), dist(s, t), rtol=1e-5)
+    assert dist((0.6 * t.softmax(-1) + 0.4 / 5).log(), t).abs() < 1e-5
+    # Within an image each may have a scale of its own; over the images of a class not.
+    share = torch.rand(6, 1, dtype=torch.float64).add(0.2).clamp(max=1)
+    uneven = (share * s.softmax(-1) + (1 - share) / 5).log()
+    assert torch.isclose(dist(uneven, t, 1.0, 0.0), dist(s, t, 1.0, 0.0), rtol=1e-5)
+    assert not torch.isclose(dist(uneven, t, 0.0, 1.0), dist(s, t, 0.0, 1.0), rtol=1e-3)
+
+
 def test_hard_label_equation():
     s, t = rand(6, 5), rand(6, 5)
     expected = ce_reference(s, torch.tensor([argmax(b) for b in t.tolist()]))
