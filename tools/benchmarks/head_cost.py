@@ -161,7 +161,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds=round(seconds, 4),
             threads=1,
             commit=project_commit(),
-            command='python tools/benchmarks/head_cost.py',
+            command=(
+                'python tools/benchmarks/head_cost.py '
+                f'--batch {args.batch} --rounds {args.rounds} --device {args.device}'
+            ),
         )
         append_result(args.out, **line)
         print(f'{name}: {found} in {time.perf_counter() - began:.0f} s', flush=True)
