@@ -133,7 +133,7 @@ SETS = {
         'configs/cifar10', dict(quick=48_000, full=480_000), 'configs/dfkt/cifar10_vit.py'
     ),
     'mnist': BenchmarkSet(
-        'configs/mnist', dict(quick=60_000, full=600_000), 'configs/dfkt/mnist_vit.py'
+        'configs/mnist', dict(quick=48_000, full=480_000), 'configs/dfkt/mnist_vit.py'
     ),
     'digits': BenchmarkSet(
         'configs/digits_deit',
