@@ -10,7 +10,11 @@ from mmdfkd.evaluation import insert_tables, read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted((ROOT / 'docs' / 'results').glob('*.jsonl'))
-DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+DOCUMENTS = [
+    ROOT / 'README.md',
+    *sorted((ROOT / 'docs').rglob('*.md')),
+    *sorted((ROOT / 'configs').rglob('*.md')),
+]
 
 
 @pytest.mark.parametrize('path', RESULTS, ids=lambda p: p.stem)

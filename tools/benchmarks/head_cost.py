@@ -5,9 +5,9 @@
 
 The rows of tools/benchmarks/heads.py whose student differs in nothing but its heads. A step is a
 whole one: teacher, student, losses, gradients, optimiser, on images that are there already. In each
-round a step of the row follows one of KL alone, in one process; the median of the ratios is taken,
-so a machine that others use at the same time meets both. Seconds are those that the process
-computed on a CPU, of the clock on a GPU.
+round come a step of the row and one of KL alone, in one process, now this first and now that; the
+median of the ratios is taken, so a machine that others use at the same time meets both. Seconds are
+those that the process computed on a CPU, of the clock on a GPU.
 
 ``time``: seconds of a step, in those of KL alone. ``memory``: what a step keeps for its backward
 and of the heads' own parameters (with gradients and both averages of Adam), likewise; ``mib`` is
@@ -101,11 +101,12 @@ def measure(
         for step, run in zip(steps, runs, strict=True)
     ]
     times: list[list[float]] = [[], []]
-    for _ in range(rounds):
-        for step, spent in zip(steps, times, strict=True):
+    for number in range(rounds):
+        # Each goes first as often as the other: what runs next finds warm caches.
+        for which in ((0, 1), (1, 0))[number % 2]:
             began = clock(device)
-            step()
-            spent.append(clock(device) - began)
+            steps[which]()
+            times[which].append(clock(device) - began)
     ratio = median(b / a for a, b in zip(*times, strict=True))
     mib = kept[1] / 2**20
     found = dict(time=ratio, memory=kept[1] / kept[0], mib=mib)
@@ -118,7 +119,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--rows', nargs='+', choices=tuple(ROWS), default=list(ROWS))
-    parser.add_argument('--rounds', type=int, default=9, help='steps of each that are timed')
+    parser.add_argument('--rounds', type=int, default=10, help='steps of each that are timed')
     parser.add_argument('--batch', type=int, default=64)
     parser.add_argument('--device', default='cpu', help="'cpu' or 'cuda'")
     parser.add_argument('--out', type=Path, default=RESULTS, help='file of the results')
@@ -142,14 +143,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = images.to(args.device)
     base = distiller_of(KL, args.device)
     share = count_parameters(base.student.net)[0] / count_parameters(base.teacher.adapter.net)[0]
+    where = f'cifar10, {args.device}, batch {args.batch}'
     for name in args.rows:
-        if name in finished_runs(args.out, lambda line: line['row']):
+        if (where, name) in finished_runs(args.out, lambda line: (line['set'], line['row'])):
             continue
         began = time.perf_counter()
         found, seconds = measure(distiller_of(name, args.device), base, images, args.rounds)
         line = dict(
             benchmark=RESULTS.stem,
-            set=f'cifar10, {args.device}, batch {args.batch}',
+            set=where,
             student=round(share, 4),
             row=name,
             init='inherit' if name in INHERITED else 'random',
