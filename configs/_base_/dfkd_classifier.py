@@ -11,7 +11,7 @@ refined = dict(
 inverted = dict(
     type='mmdfkd.PixelInversionSource', source=pooled, images=320, steps=24, checks=3, share=1.0)
 mixture = dict(
-    type='mmdfkd.PixelInversionSource', source=pooled, images=320, steps=24, checks=3, share=0.3)
+    type='mmdfkd.PixelInversionSource', source=pooled, images=320, steps=24, checks=3, share=0.5)
 # Methods with a generator: one step of it to a step of the student, on as many images.
 generator = dict(type='mmdfkd.PresetGeneratorSource', preset='dfkt', batch=batch_size)
 dafl = dict(type='mmdfkd.PresetGeneratorSource', preset='dafl', batch=batch_size)
