@@ -119,8 +119,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--rows', nargs='+', choices=tuple(ROWS), default=list(ROWS))
-    parser.add_argument('--rounds', type=int, default=10, help='steps of each that are timed')
-    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--rounds', type=int, default=6, help='steps of each that are timed')
+    parser.add_argument('--batch', type=int, default=32)
     parser.add_argument('--device', default='cpu', help="'cpu' or 'cuda'")
     parser.add_argument('--out', type=Path, default=RESULTS, help='file of the results')
     args = parser.parse_args(argv)
