@@ -106,5 +106,11 @@ def test_two_steps_and_a_test(kind, tmp_path):
     runner.train()
     assert distiller.teacher.loaded
     trained = dict(net.named_parameters())
-    assert before and [n for n, p in before.items() if torch.equal(p, trained[n])] == []
+    # A query's content is zero where it enters the decoder: what reads that is not moved.
+    still = [
+        n
+        for n, p in before.items()
+        if torch.equal(p, trained[n]) and not n.startswith('decoder.layers.0.self_attn')
+    ]
+    assert before and still == []
     assert 'val/time' in runner.message_hub.log_scalars
