@@ -11,7 +11,7 @@ from math import ceil
 
 from torch import nn
 
-from mmdfkd.synthesis import SyntheticSource
+from mmdfkd.synthesis import SyntheticSource, look_choice
 from mmdfkd.synthesis.priors.parts import attention_layers, patch_size
 from mmdfkd.synthesis.sources.banked import ASKED
 
@@ -99,7 +99,12 @@ def _nothing(*_) -> TeacherPasses:
 
 
 def _pooled(source, *_) -> TeacherPasses:
-    return TeacherPasses(source.pool_size if source.balance else 0)
+    chosen = (
+        0
+        if isinstance(source.renderer, dict)
+        else len(source.renderer) * look_choice.ASKED * look_choice.VIEWS
+    )
+    return TeacherPasses(chosen + (source.pool_size if source.balance else 0))
 
 
 def _refined(source, teacher, size) -> TeacherPasses:

@@ -8,6 +8,7 @@ from torch import Tensor
 from mmdfkd.datasets.renderers.stream import stream
 from mmdfkd.registry import TASK_UTILS
 
+from .greyness import grey_images, kept_grey
 from .symmetry import SYMMETRIES
 
 
@@ -16,7 +17,7 @@ class LightAugment:
     """Flips, quarter turns, a random crop and a colour jitter; a function of ``(seed, g)``.
 
     What a procedural image shows has no right side up, so flips and turns are as good as new ones.
-    Where that is not so, :meth:`restrict` leaves some out.
+    Where that is not so, :meth:`restrict` leaves some out. An image without colour stays without.
 
     Args:
         flip (float): Probability of a horizontal flip; likewise of a vertical one.
@@ -95,6 +96,7 @@ class LightAugment:
         drawn = [self._draw(seed, g, h == w) for g in indices]
         affine = images.new_tensor(np.stack([a for a, _ in drawn]))
         colour = images.new_tensor(np.stack([c for _, c in drawn]))[..., None, None]
+        grey = grey_images(images)
         x = (torch.arange(w, device=images.device, dtype=images.dtype) * 2 + 1) / w - 1
         y = (torch.arange(h, device=images.device, dtype=images.dtype) * 2 + 1) / h - 1
         # Written out: a batched matrix product may round differently with another batch size.
@@ -107,4 +109,5 @@ class LightAugment:
             padding_mode='reflection',
             align_corners=False,
         )
-        return ((moved - 0.5) * colour[:, 0] + 0.5 + colour[:, 1]).clamp_(0, 1)
+        scale, offset = (kept_grey(part, grey) for part in colour.unbind(1))
+        return ((moved - 0.5) * scale + 0.5 + offset).clamp_(0, 1)

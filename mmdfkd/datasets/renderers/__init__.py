@@ -3,6 +3,7 @@
 from .combined import CombinedRenderer
 from .dead_leaves import DeadLeavesRenderer
 from .fractals import FractalRenderer
+from .looks import LookRenderer
 from .noise import NoiseRenderer
 from .procedural import ProceduralRenderer
 from .shaders import ShaderRenderer
@@ -12,6 +13,7 @@ __all__ = [
     'CombinedRenderer',
     'DeadLeavesRenderer',
     'FractalRenderer',
+    'LookRenderer',
     'NoiseRenderer',
     'ProceduralRenderer',
     'ShaderRenderer',

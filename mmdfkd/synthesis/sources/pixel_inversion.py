@@ -18,6 +18,7 @@ from mmdfkd.registry import MODELS, TASK_UTILS
 from ..automatic import build_priors
 from ..descent import OptimizerDescent, SmoothDescent
 from ..frozen import frozen
+from ..greyness import grey_images, kept_grey
 from ..inversion_run import InversionRun
 from ..objective import balanced_label, check_finite, suited_priors, weighted_names
 from ..pass_count import counted
@@ -51,6 +52,9 @@ class PixelInversionSource(InvertingSource):
     (:class:`~mmdfkd.synthesis.views.InversionViews`) and goes along gradients of several scales
     (:class:`~mmdfkd.synthesis.descent.SmoothDescent`). Now and then the image itself is asked, and
     the best one is kept, as a copy; finished images go into a replay bank.
+
+    An image that starts without colour stays without: colours would be the easiest way to please a
+    teacher that was trained on grey images.
 
     ``images`` are made once, before the first step; with ``every``, ``batch`` more are made each so
     many steps. Which they are follows from seed and teacher alone, unless a prior asks the student
@@ -320,6 +324,7 @@ class PixelInversionSource(InvertingSource):
         )
         run.begin(canvas, labels, serials)
         descent, first, best = self._descent(canvas), None, None
+        grey = grey_images(canvas)
         kept, inside, scores, finished, events = None, None, 0.0, [], {}
         last = halved
         for step in range(self.steps):
@@ -351,6 +356,7 @@ class PixelInversionSource(InvertingSource):
             check_finite(each.sum(), terms, self.title, step)
             first = each.detach() if first is None else first
             (gradient,) = torch.autograd.grad(each.sum(), [pixels])
+            gradient = kept_grey(gradient, grey)
             if events and self.sparse.watched(events, done):
                 scores = scores + self.sparse.scores(ctx, gradient, kept)
             slower = _LAST + (1 - _LAST) * (1 + math.cos(math.pi * step / self.steps)) / 2

@@ -1,5 +1,5 @@
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from mmdfkd.registry import MODELS, TASK_UTILS
 from mmdfkd.utils.opencv import single_threaded_opencv
 
 from ..frozen import frozen
+from ..look_choice import teacher_shares
 from .base import SyntheticSource
 
 
@@ -25,8 +26,11 @@ class PooledSource(SyntheticSource):
     class, uniformly, and then an image in proportion to the teacher's vote for this class. The pool
     and its votes follow from seed, config and teacher, and are made again by a resumed run.
 
+    Given several renderers, the teacher chooses how often each is used: those on whose images its
+    answers carry most information (:func:`~mmdfkd.synthesis.look_choice.teacher_shares`).
+
     Args:
-        renderer (Mapping): Config of the renderer.
+        renderer (Mapping | Sequence[Mapping]): Config of the renderer, or of several.
         pool_size (int): Number of images.
         balance (bool): Whether to score the pool and draw by the votes; else every draw is uniform.
         uniform (float): Share of draws that ignore the votes, so that no image is lost.
@@ -47,7 +51,7 @@ class PooledSource(SyntheticSource):
 
     def __init__(
         self,
-        renderer: Mapping,
+        renderer: Mapping | Sequence[Mapping],
         pool_size: int,
         balance: bool = True,
         uniform: float = 0.2,
@@ -63,7 +67,11 @@ class PooledSource(SyntheticSource):
             raise ValueError(f'PooledSource: pool_size must be at least 1, got {pool_size}.')
         if not 0 <= uniform <= 1:
             raise ValueError(f'PooledSource: uniform is a share, from 0 to 1, got {uniform}.')
-        self.renderer = dict(renderer)
+        self.renderer = (
+            dict(renderer) if isinstance(renderer, Mapping) else [dict(one) for one in renderer]
+        )
+        if not self.renderer:
+            raise ValueError(f'PooledSource: needs a renderer, got {renderer!r}.')
         self.pool_size = pool_size
         self.balance = balance
         self.uniform = uniform
@@ -103,7 +111,8 @@ class PooledSource(SyntheticSource):
         start = time.perf_counter()
         self.pool = torch.empty((self.pool_size, 3, *self.image_size), dtype=torch.uint8)
         votes = []
-        dataset = SyntheticDataset(self.image_size, self.renderer, self.seed, length=self.pool_size)
+        renderer = self._chosen_renderer(teacher)
+        dataset = SyntheticDataset(self.image_size, renderer, self.seed, length=self.pool_size)
         loader = DataLoader(
             dataset,
             self.batch_size,
@@ -135,6 +144,30 @@ class PooledSource(SyntheticSource):
         print_log(
             f'Pool of {self.pool_size} images ready in {time.perf_counter() - start:.1f} s',
             'current',
+        )
+
+    def _chosen_renderer(self, teacher: Adapter) -> dict:
+        """The renderer; of several a mixture, by what the teacher knows about each."""
+        if isinstance(self.renderer, dict):
+            return self.renderer
+        with single_threaded_opencv(), frozen(teacher.net):
+            shares, found = teacher_shares(
+                teacher, self.renderer, self.seed, self.image_size, self.device
+            )
+        said = ', '.join(
+            f'{_title(cfg)} {share:.0%} ({known:.2f})'
+            for cfg, share, known in zip(self.renderer, shares, found, strict=True)
+        )
+        print_log(
+            f"Pool: renderers and their shares, by what the teacher's answers say of their images: "
+            f'{said}',
+            'current',
+        )
+        return dict(
+            type='mmdfkd.CombinedRenderer',
+            renderers=self.renderer,
+            weights=shares.tolist(),
+            joined=0.0,
         )
 
     def _weigh(self, votes: np.ndarray) -> None:
@@ -210,3 +243,12 @@ class PooledSource(SyntheticSource):
             raise RuntimeError('PooledSource: prepare() must run before images are drawn.')
         images = self._pixels(self.pool[chosen])
         return images if self.augment is None else self.augment(images, self.seed, indices)
+
+
+def _title(cfg: Mapping) -> str:
+    """A renderer's config in a few words."""
+    inner, look = cfg.get('renderer'), cfg.get('look')
+    own = {k: v for k, v in cfg.items() if k not in ('type', 'renderer', 'look')}
+    name = _title(inner) if inner else str(cfg['type']).removeprefix('mmdfkd.')
+    parts = [look, name, *(f'{k}={v}' for k, v in own.items())]
+    return ' '.join(str(part) for part in parts if part)

@@ -1,0 +1,45 @@
+"""The benchmark of a detector's distillation: its rows, and one of them measured."""
+
+import importlib
+import json
+import sys
+
+import pytest
+from tiny_runs import ROOT
+
+from mmdfkd.registry import MODELS
+
+FOLDER = ROOT / 'tools' / 'benchmarks'
+
+
+@pytest.fixture(scope='module')
+def tool():
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module('detector_cost')
+    sys.path.remove(str(FOLDER))
+
+
+def test_rows_are_heads_of_their_family(tool, capsys):
+    assert set(tool.ROWS) == {'two-stage', 'cascade with masks', 'DETR-like', 'one-stage'}
+    kinds = {
+        type(MODELS.build(dict(h))).__name__
+        for f in tool.ROWS.values()
+        for r in f.values()
+        for h in r
+    }
+    assert {'MaskResponseHead', 'FGDHead', 'QueryPriorHead', 'CrossKDHead'} <= kinds
+    with pytest.raises(SystemExit):
+        tool.parse_args(['--rows', 'nothing'])
+    assert "there is no ['nothing']" in capsys.readouterr().err
+
+
+def test_a_row_is_measured_once(tool, tmp_path):
+    out = tmp_path / 'detector_cost.jsonl'
+    for _ in range(2):
+        tool.main(['--set', 'two-stage', '--rows', 'pyramid', '--rounds', '1', '--out', str(out)])
+    (line,) = map(json.loads, out.read_text().splitlines())
+    assert (line['set'], line['row'], line['steps']) == ('two-stage', 'pyramid', 1)
+    found = line['metrics']
+    assert 0.1 < found['time'] < 50 and 0.1 < found['memory'] < 20
+    # At least the teacher's weights, of 2.3 M parameters.
+    assert found['mib'] > 2.3e6 * 4 / 2**20
