@@ -12,5 +12,5 @@ model = dict(
             taps_student=[f'backbone.blocks.{i}' for i in (0, 1, 2, 3)],
             taps_teacher=[f'backbone.blocks.{i}' for i in (0, 1, 4, 5)]),
         # The finest level has 32 x 32 places, and relations are quadratic in them.
-        dict(type='mmdfkd.ManifoldHead', levels=(1, 2, 3), name='pyramid'),
+        dict(type='mmdfkd.ManifoldHead', levels=(1, 2), name='pyramid'),
     ])

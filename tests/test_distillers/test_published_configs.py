@@ -64,7 +64,13 @@ def coco_loader(folder, size: int) -> dict:
     return loader
 
 
-@pytest.mark.parametrize('kind', PUBLISHED)
+# Many queries make these the slowest; their adapters and heads have small tests beside.
+SLOW = ('conditional', 'dab', 'deformable', 'dino')
+
+
+@pytest.mark.parametrize(
+    'kind', [pytest.param(k, marks=pytest.mark.slow if k in SLOW else ()) for k in PUBLISHED]
+)
 def test_two_steps_and_a_test(kind, tmp_path):
     config, heads, size = PUBLISHED[kind]
     torch.manual_seed(0)

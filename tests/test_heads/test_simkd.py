@@ -34,7 +34,7 @@ def test_the_teachers_classifier_is_loaded_and_stays(tmp_path):
     adapter = build_adapter(teacher, normalizer)
     student.build_aligners(adapter, (32, 32))
     assert student.freeze_unused(adapter, (32, 32)) == ['head']
-    optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.01)
     images, losses = toy.images(4, 32), []
     for _ in range(3):
         seen = adapter.observe(images, (), False)

@@ -31,6 +31,9 @@ ROWS: dict[str, dict] = {
     'fractals': dict(type='mmdfkd.FractalRenderer'),
     'sinusoids': dict(type='mmdfkd.SinusoidRenderer'),
     'shaders': dict(type='mmdfkd.ShaderRenderer'),
+    'dark look': dict(
+        type='mmdfkd.LookRenderer', look='dark', renderer=dict(type='mmdfkd.ProceduralRenderer')
+    ),
     'combined': dict(type='mmdfkd.CombinedRenderer'),
 }
 SIZES = (32, 224, 512)

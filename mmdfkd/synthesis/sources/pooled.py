@@ -37,8 +37,8 @@ class PooledSource(SyntheticSource):
         power (float): Votes are raised to it: above 1 prefers the surest images, below 1 evens them
             out.
         least_vote (float): A class counts as covered if some image has at least this vote for it,
-            or, beyond ten classes, ``10 / classes`` of it: votes share out a sum of about 1. Only
-            covered classes are picked.
+            or, of many classes, ten or ``1.5 / least_vote`` such votes shared out among them: votes
+            sum to about 1. Only covered classes are picked.
         augment (Mapping | None): Config of the augmentation of every draw; None turns it off.
         batch_size (int): Images that the teacher scores at once.
         num_workers (int): Processes that render; 0 renders in this one. The pixels do not depend on
@@ -174,7 +174,7 @@ class PooledSource(SyntheticSource):
         """Keep the votes ``[N, classes]`` class by class and report what balancing changes."""
         self.votes = np.ascontiguousarray(votes.T.astype(np.float32))
         classes = len(self.votes)
-        least = self.least_vote * min(1.0, 10 / classes)
+        least = min(self.least_vote, max(10 * self.least_vote, 1.5) / classes)
         self.covered = np.flatnonzero(self.votes.max(1) >= least)
         total = float(self.votes.sum())
         if not len(self.covered) or total <= 0:
