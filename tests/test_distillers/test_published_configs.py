@@ -64,8 +64,8 @@ def coco_loader(folder, size: int) -> dict:
     return loader
 
 
-# Many queries make these the slowest; their adapters and heads have small tests beside.
-SLOW = ('conditional', 'dab', 'deformable', 'dino')
+# The slowest, most of them by their many queries; adapters and heads have small tests beside.
+SLOW = ('conditional', 'dab', 'deformable', 'dino', 'gfl')
 
 
 @pytest.mark.parametrize(

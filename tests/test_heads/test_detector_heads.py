@@ -356,7 +356,7 @@ def test_manifold_of_blocks_and_of_the_pyramid():
     """Of a shipped run, between two ViT detectors: cosines within an image and between images."""
     run = Config.fromfile(ROOT / 'configs' / 'manifold' / 'manifold_vitdet_digits.py')
     blocks, levels = (dict(h) for h in run.model.heads if h.type == 'mmdfkd.ManifoldHead')
-    assert len(blocks['taps_student']) == 4 and levels['levels'] == (1, 2, 3)
+    assert len(blocks['taps_student']) == 4 and levels['levels'] == (1, 2)
     names = ['backbone.blocks.0', 'backbone.blocks.1']
     blocks.update(taps_student=names, taps_teacher=names, random_weight=0.0)
     levels.update(levels=(1, 2), random_weight=0.0)
