@@ -11,6 +11,7 @@ from mmdfkd.registry import MODELS
 
 
 def test_the_teachers_classifier_is_loaded_and_stays(tmp_path):
+    torch.manual_seed(0)
     model = toy.classifier_model(dims=24)
     teacher = toy.build(model, scope='mmpretrain')
     torch.save(dict(state_dict=teacher.state_dict()), tmp_path / 'teacher.pth')
