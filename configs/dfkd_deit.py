@@ -16,9 +16,15 @@ model = dict(
         config='{{ fileDirname }}/digits/deit_digits.py',
         checkpoint='{{ fileDirname }}/digits/deit_digits.pth'),
     # 3 of 4 heads, 4 of 6 blocks: about a third of the teacher's parameters.
-    student=dict(width=0.75, depth=0.67, mlp=0.6))
+    student=dict(width=0.75, depth=0.67, mlp=0.6),
+    source=dict(
+        _delete_=True, type='mmdfkd.PooledSource', renderer=_base_.procedural, pool_size=8192),
+    # What an inherited student has already seen needs no first blocks: its last features are enough.
+    heads=[dict(type='mmdfkd.LogitHead'), dict(type='mmdfkd.FeatureHead')])
 
+batch_size = 64
 train_dataloader = dict(
+    batch_size=batch_size,
     dataset=dict(image_size=image_size, metainfo=dict(classes=_base_.classes)))
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
@@ -26,3 +32,4 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min=1e-6),
 ]
+optim_wrapper = dict(optimizer=dict(lr=1e-3))

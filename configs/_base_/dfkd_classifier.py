@@ -1,12 +1,19 @@
 # What the data-free runs of every small classifier share, whatever its set: the student's shape, the
 # images and how they are drawn, the heads, the optimiser. A run adds teacher and steps.
-batch_size = 64
+batch_size = 16
 procedural = dict(type='mmdfkd.ProceduralRenderer')
-pooled = dict(type='mmdfkd.PooledSource', renderer=procedural, pool_size=8192)
+# The teacher says how often each kind of image is drawn.
+pooled = dict(
+    type='mmdfkd.PooledSource',
+    renderer=[
+        procedural,
+        *(dict(type='mmdfkd.GlyphRenderer', ground=ground) for ground in ('dark', 'light', 'any')),
+    ],
+    pool_size=8192)
 # The rivals' sources, in the same words for every set.
 noise = dict(type='mmdfkd.NoiseRenderer')
 refined = dict(
-    type='mmdfkd.RefinedSource', source=pooled, every=20, batch=32, steps=8, share=0.25)
+    type='mmdfkd.RefinedSource', source=pooled, every=80, batch=32, steps=8, share=0.25)
 # A set of images made once from procedural ones, drawn alone or among these.
 inverted = dict(
     type='mmdfkd.PixelInversionSource', source=pooled, images=320, steps=24, checks=3, share=1.0)
@@ -23,7 +30,13 @@ model = dict(
     source=pooled,
     heads=[
         dict(type='mmdfkd.LogitHead'),
-        dict(type='mmdfkd.FeatureHead'),
+        # Every block's tokens, by the teacher's blocks spread evenly: what a random student learns
+        # slowest is to see, and answers alone do not say it.
+        dict(
+            type='mmdfkd.FeatureHead',
+            taps_student=[f'backbone.layers.{i}' for i in range(5)],
+            taps_teacher=[f'backbone.layers.{i}' for i in (0, 1, 3, 4, 5)],
+            loss_weight=2.0),
     ])
 train_dataloader = dict(
     batch_size=batch_size,
@@ -35,6 +48,7 @@ train_dataloader = dict(
     dataset=dict(type='mmdfkd.SyntheticDataset'))
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),
+    # For an inherited student; a random one takes four times as much.
+    optimizer=dict(type='AdamW', lr=2.5e-4, betas=(0.9, 0.99), weight_decay=0.01),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.),
     clip_grad=dict(max_norm=5.0))

@@ -8,7 +8,7 @@ _base_ = [
 ]
 default_scope = 'mmpretrain'
 
-max_iters = 1000
+max_iters = 3000
 
 model = dict(
     teacher=dict(

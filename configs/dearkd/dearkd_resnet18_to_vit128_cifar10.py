@@ -58,6 +58,7 @@ model = dict(
         ]))
 
 train_dataloader = dict(
+    batch_size=64,
     dataset=dict(image_size=_base_.image_size, metainfo=dict(classes=_base_.classes)))
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
@@ -65,3 +66,4 @@ param_scheduler = [
     dict(
         type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min=1e-6),
 ]
+optim_wrapper = dict(optimizer=dict(lr=1e-3))

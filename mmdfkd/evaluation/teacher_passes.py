@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
+from mmdet.models.detectors.base import BaseDetector
 from torch import nn
 
 from mmdfkd.synthesis import SyntheticSource, look_choice
 from mmdfkd.synthesis.priors.parts import attention_layers, patch_size
+from mmdfkd.synthesis.sources import pooled
 from mmdfkd.synthesis.sources.banked import ASKED
 
 _WITH_GRADIENT = 2
@@ -98,12 +100,15 @@ def _nothing(*_) -> TeacherPasses:
     return TeacherPasses()
 
 
-def _pooled(source, *_) -> TeacherPasses:
+def _pooled(source, teacher, size) -> TeacherPasses:
     chosen = (
         0
         if isinstance(source.renderer, dict)
         else len(source.renderer) * look_choice.ASKED * look_choice.VIEWS
     )
+    detects = isinstance(teacher, BaseDetector)
+    asked = min(pooled.ASKED, source.pool_size) if source.asks_symmetries(detects) else 0
+    chosen += asked * _looks(size)
     return TeacherPasses(chosen + (source.pool_size if source.balance else 0))
 
 
@@ -143,9 +148,7 @@ def _inverted(source, teacher, size) -> TeacherPasses:
     count = ceil(source.images / source.yields)
     cost = TeacherPasses(count * one)
     if hasattr(source.augment, 'restrict'):
-        # Each as it is, in two mirrors, and turned.
-        looks = 4 if size[0] == size[1] else 3
-        cost += TeacherPasses(looks * min(count * source.yields, ASKED))
+        cost += TeacherPasses(_looks(size) * min(count * source.yields, ASKED))
     if source.every:
         cost += TeacherPasses(rounds=((source.every, source.every, source.batch * one),))
     if source.source is not None:
@@ -156,6 +159,11 @@ def _inverted(source, teacher, size) -> TeacherPasses:
 def _mixed(source, teacher, size) -> TeacherPasses:
     parts = (teacher_passes(part, teacher, size) for part in source.sources)
     return sum(parts, TeacherPasses())
+
+
+def _looks(size: tuple[int, int]) -> int:
+    """An image as it is, in two mirrors, and, if it is square, turned."""
+    return 4 if size[0] == size[1] else 3
 
 
 def _tokens(teacher: nn.Module, size: tuple[int, int]) -> int:

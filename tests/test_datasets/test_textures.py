@@ -11,6 +11,7 @@ from mmdfkd.datasets.renderers import (
     CombinedRenderer,
     DeadLeavesRenderer,
     FractalRenderer,
+    GlyphRenderer,
     NoiseRenderer,
     ProceduralRenderer,
     ShaderRenderer,
@@ -27,6 +28,7 @@ KINDS = [
     *({'type': 'mmdfkd.ShaderRenderer', 'kinds': [kind]} for kind in shaders._KINDS),
     dict(type='mmdfkd.DeadLeavesRenderer'),
     dict(type='mmdfkd.SinusoidRenderer'),
+    dict(type='mmdfkd.GlyphRenderer'),
     dict(type='mmdfkd.CombinedRenderer', joined=1.0),
 ]
 
@@ -186,3 +188,42 @@ def test_procedural_images_do_not_hang_on_the_textures():
     before = ProceduralRenderer()(0, 3, (32, 32))
     CombinedRenderer()(0, 3, (32, 32))
     assert np.array_equal(before, ProceduralRenderer()(0, 3, (32, 32)))
+
+
+@pytest.mark.parametrize('ground', ['dark', 'light', 'any'])
+def test_a_glyph_is_ink_on_a_flat_ground(ground):
+    render = GlyphRenderer(ground, extent=(0.6, 0.8), width=(0.05, 0.05))
+    shares, middles = [], []
+    for g in range(40):
+        image = render(0, g, (56, 84)).astype(int)
+        first = image[:, 0, 0]
+        if ground == 'any':
+            assert abs(image - first[:, None, None]).max() > 15
+        else:
+            assert (first == (0 if ground == 'dark' else 255)).all()
+            assert (image == image[:1]).all() and image.max() - image.min() >= 0.7 * 255
+        ink = (image != first[:, None, None]).any(0)
+        assert not ink[:, 0].any() and not ink[:, -1].any()
+        shares.append(ink.mean())
+        middles.append([axis.mean() for axis in np.nonzero(ink)])
+    # Thin lines, about the middle of the image.
+    assert 0.01 < np.mean(shares) < 0.25
+    assert np.abs(np.mean(middles, 0) - (27.5, 41.5)).max() < 3
+
+
+def test_the_pen_is_as_wide_as_asked_for():
+    thin, wide = (
+        np.mean(
+            [(GlyphRenderer('dark', width=(w, w))(0, g, (64, 64)) > 0).mean() for g in range(9)]
+        )
+        for w in (0.05, 0.1)
+    )
+    assert 1.4 < wide / thin < 2.2
+
+
+@pytest.mark.parametrize(
+    ('args', 'named'), [(dict(ground='red'), 'ground'), (dict(width=(0.2, 0.1)), 'width')]
+)
+def test_a_glyph_of_no_sense_is_refused(args, named):
+    with pytest.raises(ValueError, match=named):
+        GlyphRenderer(**args)

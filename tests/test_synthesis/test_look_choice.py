@@ -82,7 +82,7 @@ def test_a_pool_of_several_renderers_is_what_the_teacher_chose():
         )
     )
     np.testing.assert_array_equal(source.pool[5].numpy(), joined(3, 5, size))
-    assert teacher_passes(source, adapter.net, size).before == 12 + 2 * ASKED * VIEWS
+    assert teacher_passes(source, adapter.net, size).before == 12 + 2 * ASKED * VIEWS + 4 * 12
 
 
 def test_a_pool_needs_a_renderer():

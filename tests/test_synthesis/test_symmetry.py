@@ -8,7 +8,7 @@ from torch import nn
 from mmdfkd.adapters.base import Adapter
 from mmdfkd.adapters.normalizer import Normalizer
 from mmdfkd.adapters.observation import Targets
-from mmdfkd.synthesis import LightAugment
+from mmdfkd.synthesis import LightAugment, PooledSource
 from mmdfkd.synthesis.symmetry import SYMMETRIES, held_symmetries
 
 
@@ -103,3 +103,19 @@ def test_what_is_left_out_never_happens_and_nothing_else_changes(left_out):
         if left_out == 'turn':
             assert after[0, 0] != 0
     assert 10 < changed < 30
+
+
+@pytest.mark.parametrize('balance', [True, False])
+def test_a_pool_is_not_mirrored_where_that_changes_the_class(balance):
+    source = PooledSource(
+        dict(type='mmdfkd.ProceduralRenderer'), pool_size=40, balance=balance, num_workers=0
+    )
+    source.prepare(Analytic(), seed=0, image_size=(16, 16), device='cpu')
+    # Left is told from right; a teacher that was not asked forbids nothing.
+    assert source.augment.used == (['vertical'] if balance else list(SYMMETRIES))
+
+
+def test_a_detector_is_not_asked_about_a_whole_image():
+    source = PooledSource(dict(type='mmdfkd.NoiseRenderer'), pool_size=4, num_workers=0)
+    source.prepare(AnalyticDetector(), seed=0, image_size=(16, 16), device='cpu')
+    assert source.augment.used == list(SYMMETRIES)

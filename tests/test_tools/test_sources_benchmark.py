@@ -164,7 +164,7 @@ def test_options_change_what_is_there(tool, name):
                 where = where[int(part)] if part.isdigit() else where[part]
             assert value and where is not None
         assert 'randomness.seed=5' in options
-        assert ('optim_wrapper.optimizer.lr=2e-3' in options) == (init == 'random')
+        assert ('optim_wrapper.optimizer.lr=0.001' in options) == (init == 'random')
 
 
 def test_every_further_row_builds(tool, tmp_path):

@@ -62,8 +62,7 @@ QUICK_ROWS = {
     'KL + probe': 'attention_probe/probe',
     'KL + ViTKD': 'vitkd/vitkd',
     'KL + TaT': 'tat/tat',
-    # The main job's heads.
-    'KL + aligned features': None,
+    'KL + aligned features': 'fitnets/last-features',
 }
 FULL_ROWS = {
     **QUICK_ROWS,
@@ -100,6 +99,8 @@ STEPS = dict(quick=400, full=4000)
 WARMUP = 50
 METRIC = 'accuracy'
 GAIN = 'over_kl'
+# Every run's, whatever the main job takes.
+PROTOCOL = ('train_dataloader.batch_size=64', 'optim_wrapper.optimizer.lr=1e-3')
 # A random student starts far from its teacher.
 RANDOM_OPTIONS = ('optim_wrapper.optimizer.lr=2e-3',)
 
@@ -140,8 +141,7 @@ def identity(line: Mapping[str, Any]) -> Run:
 
 def method_config(row: str) -> Path:
     """The committed config of a row, data-free."""
-    name = ROWS[row]
-    return MAIN_CONFIG if name is None else CONFIGS / f'{name}{SUFFIX}'
+    return CONFIGS / f'{ROWS[row]}{SUFFIX}'
 
 
 def row_config(run: Run, folder: Path) -> Path:
@@ -149,8 +149,6 @@ def row_config(run: Run, folder: Path) -> Path:
     path = method_config(run.row)
     if run.images != 'real':
         return path
-    if path == MAIN_CONFIG:
-        return REAL_CONFIG
     heads = Config.fromfile(path).model.heads
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / f'{path.name.removesuffix(SUFFIX)}_real.py'
@@ -254,6 +252,7 @@ def options_of(run: Run, config: Path, data_root: str | None = None) -> list[str
             if warmup != WARMUP
             else ()
         ),
+        *PROTOCOL,
         *(RANDOM_OPTIONS if run.init == 'random' else ()),
         *moved_options(config, data_root),
     ]

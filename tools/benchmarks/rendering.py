@@ -31,6 +31,7 @@ ROWS: dict[str, dict] = {
     'fractals': dict(type='mmdfkd.FractalRenderer'),
     'sinusoids': dict(type='mmdfkd.SinusoidRenderer'),
     'shaders': dict(type='mmdfkd.ShaderRenderer'),
+    'glyphs': dict(type='mmdfkd.GlyphRenderer'),
     'dark look': dict(
         type='mmdfkd.LookRenderer', look='dark', renderer=dict(type='mmdfkd.ProceduralRenderer')
     ),

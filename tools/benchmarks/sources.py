@@ -143,8 +143,8 @@ SETS = {
     ),
 }
 SEEDS = dict(quick=(0,), full=(0, 1, 2))
-# A random student starts far from its teacher.
-RANDOM_OPTIONS = ('optim_wrapper.optimizer.lr=2e-3',)
+# A random student starts far from its teacher; the first paper's batches are four times as large.
+RANDOM_RATE, PAPER_RATE = 1e-3, 2e-3
 
 
 @dataclass(frozen=True)
@@ -385,9 +385,10 @@ def options_of(
         data_root (str, optional): Folder of the set.
         start (Path, optional): Weights that an inherited student starts from.
     """
+    rate = PAPER_RATE if run.row == PAPER else RANDOM_RATE
     return [
         *run_options(run.steps, WARMUP, run.seed, start or run.init),
-        *(RANDOM_OPTIONS if run.init == 'random' else ()),
+        *([f'optim_wrapper.optimizer.lr={rate:g}'] if run.init == 'random' else ()),
         *moved_options(config, data_root),
     ]
 

@@ -3,6 +3,7 @@
 from .combined import CombinedRenderer
 from .dead_leaves import DeadLeavesRenderer
 from .fractals import FractalRenderer
+from .glyphs import GlyphRenderer
 from .looks import LookRenderer
 from .noise import NoiseRenderer
 from .procedural import ProceduralRenderer
@@ -13,6 +14,7 @@ __all__ = [
     'CombinedRenderer',
     'DeadLeavesRenderer',
     'FractalRenderer',
+    'GlyphRenderer',
     'LookRenderer',
     'NoiseRenderer',
     'ProceduralRenderer',

@@ -15,7 +15,11 @@ from mmdfkd.utils.opencv import single_threaded_opencv
 
 from ..frozen import frozen
 from ..look_choice import teacher_shares
+from ..symmetry import held_symmetries
 from .base import SyntheticSource
+
+#: Images that a classifier is asked about mirrored and turned.
+ASKED = 96
 
 
 @MODELS.register_module()
@@ -24,7 +28,8 @@ class PooledSource(SyntheticSource):
 
     A teacher sees some classes in random images far more often than others. So a draw first picks a
     class, uniformly, and then an image in proportion to the teacher's vote for this class. The pool
-    and its votes follow from seed, config and teacher, and are made again by a resumed run.
+    and its votes follow from seed, config and teacher, and are made again by a resumed run. A
+    classifier's images are flipped and turned as far as its surest ones keep their class.
 
     Given several renderers, the teacher chooses how often each is used: those on whose images its
     answers carry most information (:func:`~mmdfkd.synthesis.look_choice.teacher_shares`).
@@ -141,6 +146,7 @@ class PooledSource(SyntheticSource):
                     told = now
         if self.balance:
             self._weigh(torch.cat(votes).numpy())
+            self._ask_symmetries(teacher)
         print_log(
             f'Pool of {self.pool_size} images ready in {time.perf_counter() - start:.1f} s',
             'current',
@@ -192,6 +198,26 @@ class PooledSource(SyntheticSource):
             f'{100 * np.sort(before)[:few].sum():.1f} % of the votes undrawn and '
             f'{100 * np.sort(after)[:few].sum():.1f} % as drawn '
             f'(even: {100 * few / classes:.1f} %)',
+            'current',
+        )
+
+    def asks_symmetries(self, detects: bool) -> bool:
+        """Whether the teacher is asked which flips and turns change what it sees."""
+        return self.balance and not detects and hasattr(self.augment, 'restrict')
+
+    def _ask_symmetries(self, teacher: Adapter) -> None:
+        """Flip and turn drawn images only as their class remains: by the surest of each class."""
+        if not len(self.covered) or not self.asks_symmetries(teacher.detects):
+            return
+        # The surest of each class, then the second of each, ...; each image once.
+        surest = np.argsort(-self.votes[self.covered], 1, kind='stable')[:, :ASKED]
+        chosen = list(dict.fromkeys(surest.T.reshape(-1).tolist()))[:ASKED]
+        held = held_symmetries(teacher, self._pixels(self.pool[chosen]), Targets())
+        self.augment.restrict(held)
+        told = ', '.join(f'{name} {share:.0%}' for name, share in held.items())
+        print_log(
+            f'Pool: of the surest images, flipped or turned, the class remains in: {told}; used in '
+            f'the draws: {", ".join(self.augment.used) or "none"}',
             'current',
         )
 
