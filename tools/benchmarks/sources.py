@@ -127,8 +127,8 @@ class BenchmarkSet:
     make: str = 'lay it out as an image folder (see {readme}) or name its folder with --data-root'
 
 
-# Meant for an hour on two idle cores, which has not been timed: CIFAR-10's runs took 93 minutes on
-# one busy thread, with the first paper's.
+# Meant for an hour on two idle cores, which has not been timed: side by side, a thread each on a
+# busy machine, the two sets took an hour and a half of runs each.
 SETS = {
     'cifar10': BenchmarkSet(
         'configs/cifar10', dict(quick=48_000, full=480_000), 'configs/dfkt/cifar10_vit.py'
