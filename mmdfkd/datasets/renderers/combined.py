@@ -4,6 +4,7 @@ import numpy as np
 
 from mmdfkd.registry import TASK_UTILS
 
+from .base import Renderer
 from .fields import log_uniform, spectral, spread, weighted
 from .stream import stream
 
@@ -12,7 +13,7 @@ _OTHER = 1 << 42
 
 
 @TASK_UTILS.register_module()
-class CombinedRenderer:
+class CombinedRenderer(Renderer):
     """Every image by one of several renderers; some are two of them, side by side in patches.
 
     Args:
@@ -53,17 +54,7 @@ class CombinedRenderer:
         self.cumulative = np.cumsum(weights)
         self.joined = joined
 
-    def __call__(self, seed: int, g: int, size: tuple[int, int]) -> np.ndarray:
-        """Render sample ``g``.
-
-        Args:
-            seed (int): Seed of the run, not negative.
-            g (int): Global index of the sample, not negative.
-            size (tuple[int, int]): Height and width in pixels.
-
-        Returns:
-            np.ndarray: RGB, uint8, ``[3, H, W]``.
-        """
+    def _render(self, seed: int, g: int, size: tuple[int, int]) -> np.ndarray:
         rng = stream('combined', seed, g)
         image = self._any(rng)(seed, g, size)
         if rng.random() >= self.joined:

@@ -5,10 +5,10 @@ import numpy as np
 
 from mmdfkd.registry import TASK_UTILS
 
+from .base import DrawnRenderer
+from .camera import camera
 from .fields import any_field, log_uniform
 from .palette import palette
-from .procedural import _camera
-from .stream import stream
 
 #: More leaves than this are not seen: the small ones lie under the others.
 _MOST = 4000
@@ -16,7 +16,7 @@ _SHAPES = ('round', 'box', 'polygon', 'star')
 
 
 @TASK_UTILS.register_module()
-class DeadLeavesRenderer:
+class DeadLeavesRenderer(DrawnRenderer):
     """Dead leaves: opaque shapes that fall on each other until they cover the ground.
 
     With radii of density ``r ** -3`` the images are as scale-free as natural ones (Lee, Mumford and
@@ -34,6 +34,8 @@ class DeadLeavesRenderer:
         ValueError: If an argument makes no sense.
     """
 
+    purpose = 'dead-leaves'
+
     def __init__(
         self, radius: tuple[float, float] = (0.02, 0.5), exponent: float = 3.0, cover: float = 4.0
     ) -> None:
@@ -50,23 +52,12 @@ class DeadLeavesRenderer:
         self.exponent = exponent
         self.cover = cover
 
-    def __call__(self, seed: int, g: int, size: tuple[int, int]) -> np.ndarray:
-        """Render sample ``g``.
-
-        Args:
-            seed (int): Seed of the run, not negative.
-            g (int): Global index of the sample, not negative.
-            size (tuple[int, int]): Height and width in pixels.
-
-        Returns:
-            np.ndarray: RGB, uint8, ``[3, H, W]``.
-        """
-        rng = stream('dead-leaves', seed, g)
+    def _draw(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         h, w = size
         # Edges are smoothed by drawing small images larger.
         fine = int(np.clip(128 // max(h, w), 1, 4))
         leaves, labels = self._fallen(rng, h * fine, w * fine)
-        return _camera(rng, _coloured(rng, leaves, labels, fine))
+        return camera(rng, _coloured(rng, leaves, labels, fine))
 
     def _fallen(self, rng: np.random.Generator, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
         """Leaves ``[n, 3]`` (x, y, radius), and which of them each pixel shows ``int32 [h, w]``.

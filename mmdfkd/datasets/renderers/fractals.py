@@ -6,16 +6,16 @@ import numpy as np
 
 from mmdfkd.registry import TASK_UTILS
 
+from .base import DrawnRenderer
+from .camera import camera
 from .fields import log_uniform
-from .palette import painted, palette, stretched
-from .procedural import _camera, _colour
-from .stream import stream
+from .palette import any_colour, painted, palette, stretched
 
 _BURN_IN = 16
 
 
 @TASK_UTILS.register_module()
-class FractalRenderer:
+class FractalRenderer(DrawnRenderer):
     """Fractals: attractors of random affine maps, Julia sets and ridged noise.
 
     Args:
@@ -26,6 +26,8 @@ class FractalRenderer:
         ValueError: If there is no kind, or an unknown one.
     """
 
+    purpose = 'fractals'
+
     def __init__(self, kinds: Sequence[str] = ('ifs', 'julia', 'ridges')) -> None:
         if not kinds or not set(kinds) <= set(_KINDS):
             raise ValueError(
@@ -33,28 +35,17 @@ class FractalRenderer:
             )
         self.kinds = tuple(kinds)
 
-    def __call__(self, seed: int, g: int, size: tuple[int, int]) -> np.ndarray:
-        """Render sample ``g``.
-
-        Args:
-            seed (int): Seed of the run, not negative.
-            g (int): Global index of the sample, not negative.
-            size (tuple[int, int]): Height and width in pixels.
-
-        Returns:
-            np.ndarray: RGB, uint8, ``[3, H, W]``.
-        """
-        rng = stream('fractals', seed, g)
+    def _draw(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         kind = self.kinds[int(rng.integers(len(self.kinds)))]
         canvas = _KINDS[kind](rng, *size)
-        return _camera(rng, np.ascontiguousarray(canvas, np.float32))
+        return camera(rng, np.ascontiguousarray(canvas, np.float32))
 
 
 def _attractors(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     """One to three attractors over a flat ground or over noise, ``[3, h, w]``."""
     if rng.random() < 0.5:
         canvas = np.empty((3, h, w), np.float32)
-        canvas[:] = _colour(rng)[:, None, None]
+        canvas[:] = any_colour(rng)[:, None, None]
     else:
         canvas = _ridges(rng, h, w) * np.float32(rng.uniform(0.2, 0.8))
     for _ in range(int(rng.choice((1, 1, 2, 3)))):

@@ -4,10 +4,10 @@ import numpy as np
 
 from mmdfkd.registry import TASK_UTILS
 
+from .base import DrawnRenderer
 from .fields import log_uniform
 from .figures import knot, line, loop, place, rasterise
-from .procedural import _colour, _near
-from .stream import stream
+from .palette import any_colour, near
 
 _GROUNDS = ('dark', 'light', 'any')
 #: Least ink, of full contrast.
@@ -17,7 +17,7 @@ _OFF = 0.08
 
 
 @TASK_UTILS.register_module()
-class GlyphRenderer:
+class GlyphRenderer(DrawnRenderer):
     """Characters of no script: one figure of a pen, of even width, that fills a flat ground.
 
     Strokes, loops and strokes that meet, about the middle: what handwriting, signs and drawings of
@@ -36,6 +36,8 @@ class GlyphRenderer:
         ValueError: If an argument makes no sense.
     """
 
+    purpose = 'glyphs'
+
     def __init__(
         self,
         ground: str = 'any',
@@ -53,22 +55,11 @@ class GlyphRenderer:
         self.extent = extent
         self.width = width
 
-    def __call__(self, seed: int, g: int, size: tuple[int, int]) -> np.ndarray:
-        """Render sample ``g``.
-
-        Args:
-            seed (int): Seed of the run, not negative.
-            g (int): Global index of the sample, not negative.
-            size (tuple[int, int]): Height and width in pixels.
-
-        Returns:
-            np.ndarray: RGB, uint8, ``[3, H, W]``.
-        """
-        rng = stream('glyphs', seed, g)
+    def _draw(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         ink = self._ink(rng, *size)
         if self.ground == 'any':
-            ground = _colour(rng)
-            ink_colour = _near(rng, ground, rng.uniform(_FAINT, 1.0))
+            ground = any_colour(rng)
+            ink_colour = near(rng, ground, rng.uniform(_FAINT, 1.0))
         else:
             ground, ink_colour = np.zeros(3), np.full(3, rng.uniform(_FAINT, 1.0))
             if self.ground == 'light':

@@ -4,6 +4,8 @@ import numpy as np
 
 from mmdfkd.registry import TASK_UTILS
 
+from .base import Renderer
+
 #: Shares of an image's pixels that are at most as dark as its ground, and as its lightest parts.
 _GROUND = 0.5
 _TOP = 0.97
@@ -36,7 +38,7 @@ LOOKS = {
 
 
 @TASK_UTILS.register_module()
-class LookRenderer:
+class LookRenderer(Renderer):
     """Images of a renderer in another look: grey, on a dark or a light ground, of full contrast.
 
     What a teacher was trained on may be grey, and have a ground of one tone: scans, X-rays, thermal
@@ -58,17 +60,7 @@ class LookRenderer:
         self.renderer = TASK_UTILS.build(renderer)
         self.look = look
 
-    def __call__(self, seed: int, g: int, size: tuple[int, int]) -> np.ndarray:
-        """Render sample ``g``.
-
-        Args:
-            seed (int): Seed of the run, not negative.
-            g (int): Global index of the sample, not negative.
-            size (tuple[int, int]): Height and width in pixels.
-
-        Returns:
-            np.ndarray: RGB, uint8, ``[3, H, W]``.
-        """
+    def _render(self, seed: int, g: int, size: tuple[int, int]) -> np.ndarray:
         image = self.renderer(seed, g, size)
         if self.look == 'plain':
             return image

@@ -2,11 +2,11 @@ import numpy as np
 
 from mmdfkd.registry import TASK_UTILS
 
-from .stream import stream
+from .base import DrawnRenderer
 
 
 @TASK_UTILS.register_module()
-class NoiseRenderer:
+class NoiseRenderer(DrawnRenderer):
     """Independent pixels: the floor that every other source is measured against.
 
     Args:
@@ -15,6 +15,8 @@ class NoiseRenderer:
         std (float): Standard deviation of the Gaussian, in [0, 1].
     """
 
+    purpose = 'noise'
+
     def __init__(self, kind: str = 'gaussian', mean: float = 0.5, std: float = 0.25) -> None:
         if kind not in ('gaussian', 'uniform'):
             raise ValueError(f"NoiseRenderer: kind must be 'gaussian' or 'uniform', not {kind!r}.")
@@ -22,18 +24,7 @@ class NoiseRenderer:
         self.mean = mean
         self.std = std
 
-    def __call__(self, seed: int, g: int, size: tuple[int, int]) -> np.ndarray:
-        """Render sample ``g``.
-
-        Args:
-            seed (int): Seed of the run, not negative.
-            g (int): Global index of the sample, not negative.
-            size (tuple[int, int]): Height and width in pixels.
-
-        Returns:
-            np.ndarray: RGB, uint8, ``[3, H, W]``.
-        """
-        rng = stream('noise', seed, g)
+    def _draw(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         if self.kind == 'uniform':
             return rng.integers(0, 256, (3, *size), dtype=np.uint8)
         field = rng.standard_normal((3, *size), dtype=np.float32) * self.std + self.mean

@@ -1,8 +1,25 @@
-"""From scalar fields to colours."""
+"""Colours, and from scalar fields to colours."""
 
 import numpy as np
 
-from .procedural import _colour
+#: Weights of red, green and blue in luminance (ITU-R BT.709).
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
+
+
+def any_colour(rng: np.random.Generator) -> np.ndarray:
+    """A random RGB colour, from grey to saturated."""
+    vivid = rng.random(3, dtype=np.float32)
+    grey = np.float32(rng.random())
+    return grey + (vivid - grey) * np.float32(rng.random())
+
+
+def near(rng: np.random.Generator, colour: np.ndarray, distance: float) -> np.ndarray:
+    """A colour ``distance`` away in luminance, towards the side with room, and somewhere in hue."""
+    other = any_colour(rng)
+    luminance = float(colour @ LUMINANCE)
+    up = rng.random() < 1 - luminance
+    wanted = luminance + distance * ((1 - luminance) if up else -luminance)
+    return np.clip(other + np.float32(wanted - float(other @ LUMINANCE)), 0, 1)
 
 
 def palette(rng: np.random.Generator, colours: tuple[int, int] = (2, 6)) -> np.ndarray:
@@ -16,7 +33,7 @@ def palette(rng: np.random.Generator, colours: tuple[int, int] = (2, 6)) -> np.n
         np.ndarray: ``float32 [3, 256]`` in [0, 1].
     """
     count = int(rng.integers(colours[0], colours[1] + 1))
-    stops = np.stack([_colour(rng) for _ in range(count)])
+    stops = np.stack([any_colour(rng) for _ in range(count)])
     # Half of the ramps are even; in the others some colours have more room.
     even = rng.random() < 0.5
     place = np.linspace(0, 1, count) if even else np.sort(rng.random(count))

@@ -1,20 +1,19 @@
-from math import exp, pi
+from math import pi
 
 import cv2
 import numpy as np
 
 from mmdfkd.registry import TASK_UTILS
 
+from .base import DrawnRenderer
+from .camera import camera
 from .fields import any_field, log_uniform, slope, spectral, spread
 from .figures import any_figure, place, rasterise
-from .stream import stream
-
-#: Weights of red, green and blue in luminance (ITU-R BT.709).
-_LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
+from .palette import any_colour, near
 
 
 @TASK_UTILS.register_module()
-class ProceduralRenderer:
+class ProceduralRenderer(DrawnRenderer):
     """Layered scenes of figures on textured grounds, made of nothing but random numbers.
 
     A ground (gradient, spectral noise, stripes, checks, facets, grain), then figures over each
@@ -28,6 +27,8 @@ class ProceduralRenderer:
             shorter side, but at least 4 px; log-uniform.
         plain (float): Share of images with a flat or almost flat ground.
     """
+
+    purpose = 'procedural'
 
     def __init__(
         self,
@@ -45,29 +46,18 @@ class ProceduralRenderer:
         self.extent = extent
         self.plain = plain
 
-    def __call__(self, seed: int, g: int, size: tuple[int, int]) -> np.ndarray:
-        """Render sample ``g``.
-
-        Args:
-            seed (int): Seed of the run, not negative.
-            g (int): Global index of the sample, not negative.
-            size (tuple[int, int]): Height and width in pixels.
-
-        Returns:
-            np.ndarray: RGB, uint8, ``[3, H, W]``.
-        """
-        rng = stream('procedural', seed, g)
+    def _draw(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         canvas = self._ground(rng, *size)
         low, high = self.figures
         # Log-uniform over the counts: an image of one figure is as likely as one of many.
         for _ in range(int(log_uniform(rng, low + 1, high + 2)) - 1):
             self._figure(rng, canvas)
-        return _camera(rng, canvas)
+        return camera(rng, canvas)
 
     def _ground(self, rng: np.random.Generator, h: int, w: int) -> np.ndarray:
         """A float32 canvas ``[3, h, w]``, about [0, 1]."""
         side = float(min(h, w))
-        first = _colour(rng)
+        first = any_colour(rng)
         canvas = np.empty((3, h, w), np.float32)
         if rng.random() < self.plain:
             canvas[:] = first[:, None, None]
@@ -87,7 +77,7 @@ class ProceduralRenderer:
                 canvas += first[:, None, None]
                 amount = rng.uniform(0, 0.15)
             else:
-                _between(canvas, any_field(rng, h, w, side), first, _near(rng, first, amount))
+                _between(canvas, any_field(rng, h, w, side), first, near(rng, first, amount))
                 amount = rng.uniform(0, 0.4) if rng.random() < 0.5 else 0.0
         if amount > 0.02:
             tint = rng.normal(0, 1, 3).astype(np.float32) * 0.3 + 1
@@ -131,13 +121,13 @@ class ProceduralRenderer:
         self, rng: np.random.Generator, under: np.ndarray, shape: tuple[int, int], side: float
     ) -> np.ndarray:
         """What a figure is filled with: ``[3, 1, 1]`` flat or ``[3, h, w]``."""
-        colour = _colour(rng) if rng.random() < 0.3 else _near(rng, under, rng.uniform(0.15, 1.0))
+        colour = any_colour(rng) if rng.random() < 0.3 else near(rng, under, rng.uniform(0.15, 1.0))
         style = rng.random()
         if style < 0.55:
             return colour[:, None, None]
         field = (slope if style < 0.7 else any_field)(rng, *shape, side)
         paint = np.empty((3, *shape), np.float32)
-        return _between(paint, field, colour, _near(rng, colour, rng.uniform(0.1, 0.8)))
+        return _between(paint, field, colour, near(rng, colour, rng.uniform(0.1, 0.8)))
 
 
 def _between(
@@ -147,22 +137,6 @@ def _between(
     np.multiply(field, (second - first)[:, None, None], out=out)
     out += first[:, None, None]
     return out
-
-
-def _colour(rng: np.random.Generator) -> np.ndarray:
-    """A random RGB colour, from grey to saturated."""
-    vivid = rng.random(3, dtype=np.float32)
-    grey = np.float32(rng.random())
-    return grey + (vivid - grey) * np.float32(rng.random())
-
-
-def _near(rng: np.random.Generator, colour: np.ndarray, distance: float) -> np.ndarray:
-    """A colour ``distance`` away in luminance, towards the side with room, and somewhere in hue."""
-    other = _colour(rng)
-    luminance = float(colour @ _LUMINANCE)
-    up = rng.random() < 1 - luminance
-    wanted = luminance + distance * ((1 - luminance) if up else -luminance)
-    return np.clip(other + np.float32(wanted - float(other @ _LUMINANCE)), 0, 1)
 
 
 def _blob(
@@ -208,39 +182,3 @@ def _shade(
     if bottom > top and right > left:
         part = soft[top - y - dy : bottom - y - dy, left - x - dx : right - x - dx]
         canvas[:, top:bottom, left:right] *= 1 - part * np.float32(rng.uniform(0.2, 0.7) / 255)
-
-
-def _camera(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Blur, tone curve and noise; consumes ``canvas`` and returns uint8 ``[3, h, w]``."""
-    _, h, w = canvas.shape
-    if rng.random() < 0.35:
-        sigma = log_uniform(rng, 0.3, 0.3 + 0.012 * min(h, w))
-        for plane in canvas:
-            cv2.GaussianBlur(plane, (0, 0), sigma, dst=plane)
-    if rng.random() < 0.1:
-        canvas[:] = np.tensordot(_LUMINANCE, canvas, 1)
-    levels = np.clip(canvas, 0, 1, out=canvas)
-    levels *= 255
-    levels += 0.5
-    image = levels.astype(np.uint8)
-    if rng.random() < 0.6:
-        image = _tone(rng, image)
-    if rng.random() < 0.5:
-        sigma = 255 * log_uniform(rng, 0.004, 0.08)
-        coloured = rng.random() < 0.7
-        noise = rng.standard_normal((3 if coloured else 1, h, w), dtype=np.float32) * np.float32(
-            sigma
-        )
-        image = np.clip(image + noise, 0, 255).astype(np.uint8)
-    return image
-
-
-def _tone(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Gamma, contrast and a white balance, as one table for each channel."""
-    grey = np.arange(256, dtype=np.float32) / 255
-    curve = grey ** np.float32(exp(rng.normal(0, 0.35)))
-    gain, middle = exp(rng.normal(-0.1, 0.25)), rng.uniform(0.3, 0.7)
-    curve = (curve - middle) * gain + middle + rng.normal(0, 0.06)
-    balance = np.exp(rng.normal(0, 0.08, (3, 1)))
-    table = np.clip(curve * balance * 255, 0, 255).astype(np.uint8)
-    return np.stack([cv2.LUT(image[c], table[c]) for c in range(3)])

@@ -6,14 +6,14 @@ import numpy as np
 
 from mmdfkd.registry import TASK_UTILS
 
+from .base import DrawnRenderer
+from .camera import camera
 from .fields import any_field, log_uniform, ramp, spectral, spread
 from .palette import painted, palette, stretched
-from .procedural import _camera
-from .stream import stream
 
 
 @TASK_UTILS.register_module()
-class ShaderRenderer:
+class ShaderRenderer(DrawnRenderer):
     """Textures as fragment shaders make them: every pixel a short formula of its place.
 
     Args:
@@ -26,6 +26,8 @@ class ShaderRenderer:
         ValueError: If there is no kind, or an unknown one.
     """
 
+    purpose = 'shaders'
+
     def __init__(self, kinds: Sequence[str] = ('warp', 'cells', 'kaleidoscope', 'ripples')) -> None:
         if not kinds or not set(kinds) <= set(_KINDS):
             raise ValueError(
@@ -33,24 +35,13 @@ class ShaderRenderer:
             )
         self.kinds = tuple(kinds)
 
-    def __call__(self, seed: int, g: int, size: tuple[int, int]) -> np.ndarray:
-        """Render sample ``g``.
-
-        Args:
-            seed (int): Seed of the run, not negative.
-            g (int): Global index of the sample, not negative.
-            size (tuple[int, int]): Height and width in pixels.
-
-        Returns:
-            np.ndarray: RGB, uint8, ``[3, H, W]``.
-        """
-        rng = stream('shaders', seed, g)
+    def _draw(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         kind = self.kinds[int(rng.integers(len(self.kinds)))]
         canvas = painted(_KINDS[kind](rng, *size), palette(rng))
         if rng.random() < 0.3:
             # Lit from one side, as if the field were a height.
             canvas += np.float32(rng.uniform(0.1, 0.5)) * _light(rng, *size)
-        return _camera(rng, np.ascontiguousarray(canvas, np.float32))
+        return camera(rng, np.ascontiguousarray(canvas, np.float32))
 
 
 def _light(rng: np.random.Generator, h: int, w: int) -> np.ndarray:

@@ -4,14 +4,14 @@ import numpy as np
 
 from mmdfkd.registry import TASK_UTILS
 
+from .base import DrawnRenderer
+from .camera import camera
 from .fields import log_uniform
 from .palette import painted, palette, stretched
-from .procedural import _camera
-from .stream import stream
 
 
 @TASK_UTILS.register_module()
-class SinusoidRenderer:
+class SinusoidRenderer(DrawnRenderer):
     """Sums of plane waves, and sines of such sums.
 
     A few frequencies give plaids and moire, many of them a smooth random texture; a sine of a sum
@@ -27,6 +27,8 @@ class SinusoidRenderer:
         ValueError: If an argument makes no sense.
     """
 
+    purpose = 'sinusoids'
+
     def __init__(
         self, waves: tuple[int, int] = (2, 24), cycles: tuple[float, float] = (0.4, 10.0)
     ) -> None:
@@ -41,18 +43,7 @@ class SinusoidRenderer:
         self.waves = waves
         self.cycles = cycles
 
-    def __call__(self, seed: int, g: int, size: tuple[int, int]) -> np.ndarray:
-        """Render sample ``g``.
-
-        Args:
-            seed (int): Seed of the run, not negative.
-            g (int): Global index of the sample, not negative.
-            size (tuple[int, int]): Height and width in pixels.
-
-        Returns:
-            np.ndarray: RGB, uint8, ``[3, H, W]``.
-        """
-        rng = stream('sinusoids', seed, g)
+    def _draw(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         h, w = size
         if rng.random() < 0.35:
             # Three sums, mixed so that the channels are partly alike.
@@ -61,7 +52,7 @@ class SinusoidRenderer:
             canvas = canvas * rng.uniform(0.2, 0.6) + rng.uniform(0.25, 0.75, (3, 1, 1))
         else:
             canvas = painted(stretched(self._sums(rng, h, w, 1)[0]), palette(rng))
-        return _camera(rng, np.ascontiguousarray(canvas, np.float32))
+        return camera(rng, np.ascontiguousarray(canvas, np.float32))
 
     def _sums(self, rng: np.random.Generator, h: int, w: int, count: int) -> np.ndarray:
         """Fields ``[count, h, w]`` of about [-1, 1]: of the same waves, with their own phases."""
