@@ -14,8 +14,7 @@ from torch import nn
 
 from mmdfkd.synthesis import SyntheticSource, look_choice
 from mmdfkd.synthesis.priors.parts import attention_layers, patch_size
-from mmdfkd.synthesis.sources import pooled
-from mmdfkd.synthesis.sources.banked import ASKED
+from mmdfkd.synthesis.symmetry import ASKED
 
 _WITH_GRADIENT = 2
 _ASK_STUDENT = (
@@ -107,7 +106,7 @@ def _pooled(source, teacher, size) -> TeacherPasses:
         else len(source.renderer) * look_choice.ASKED * look_choice.VIEWS
     )
     detects = isinstance(teacher, BaseDetector)
-    asked = min(pooled.ASKED, source.pool_size) if source.asks_symmetries(detects) else 0
+    asked = min(ASKED, source.pool_size) if source.asks_symmetries(detects) else 0
     chosen += asked * _looks(size)
     return TeacherPasses(chosen + (source.pool_size if source.balance else 0))
 

@@ -16,6 +16,9 @@ from .frozen import frozen
 SYMMETRIES = ('horizontal', 'vertical', 'turn')
 """Mirrored left to right, mirrored upside down, axes exchanged (with the two: a quarter turn)."""
 
+ASKED = 96
+"""Images that a source asks its teacher about, mirrored and turned."""
+
 
 def detected(
     boxes: Tensor, labels: Tensor, found: InstanceData, least: float = 0.3, iou: float = 0.5

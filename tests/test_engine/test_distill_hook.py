@@ -59,7 +59,7 @@ def _checkpoints(folder):
     return sorted(p.name for p in folder.glob('run*/*.pth'))
 
 
-def _refused(cfg, error, match, folder):
+def assert_refused(cfg, error, match, folder):
     with pytest.raises(error, match=match):
         toy.runner_of(cfg).train()
     assert _checkpoints(folder) == []
@@ -113,13 +113,13 @@ def test_a_teacher_that_cannot_be_loaded(tmp_path, case):
     else:
         torch.save(dict(state_dict=state, meta=print), path)
         error, match = RuntimeError, 'print'
-    _refused(cfg, error, match, tmp_path)
+    assert_refused(cfg, error, match, tmp_path)
 
 
 def test_a_real_dataset_is_refused(tmp_path):
     cfg = toy.run_config(tmp_path)
     cfg['train_dataloader'] = dict(toy.coco_loader(tmp_path / 'data'), batch_size=2)
-    _refused(cfg, ValueError, 'CocoDataset, which reads real images', tmp_path)
+    assert_refused(cfg, ValueError, 'CocoDataset, which reads real images', tmp_path)
 
 
 def test_a_real_dataset_is_counted_where_it_is_allowed(tmp_path):
@@ -144,10 +144,10 @@ def test_a_real_dataset_is_counted_where_it_is_allowed(tmp_path):
 def test_other_classes_in_the_datasets(tmp_path):
     cfg = toy.run_config(tmp_path)
     cfg['train_dataloader']['dataset']['metainfo'] = dict(classes=('a', 'b'))
-    _refused(cfg, ValueError, 'training dataset 2', tmp_path)
+    assert_refused(cfg, ValueError, 'training dataset 2', tmp_path)
     cfg = toy.run_config(tmp_path)
     cfg['val_dataloader']['dataset']['metainfo'] = dict(classes=('disc', 'square'))
-    _refused(cfg, ValueError, 'validation dataset 2', tmp_path)
+    assert_refused(cfg, ValueError, 'validation dataset 2', tmp_path)
 
 
 def test_an_image_size_that_a_network_cannot_take(tmp_path):
@@ -163,7 +163,7 @@ def test_an_image_size_that_a_network_cannot_take(tmp_path):
         image_size=32,
     )
     cfg['train_dataloader']['dataset']['image_size'] = 4
-    _refused(cfg, ValueError, r'teacher cannot take images of \(4, 4\) px', tmp_path)
+    assert_refused(cfg, ValueError, r'teacher cannot take images of \(4, 4\) px', tmp_path)
 
 
 def test_not_a_number_stops_before_the_update(tmp_path):

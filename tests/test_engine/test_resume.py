@@ -66,7 +66,7 @@ def _assert_same(a, b, where=''):
         assert a == b, where
 
 
-def _compare(a, b):
+def assert_same_end(a, b):
     for key in ('state_dict', 'optimizer', 'param_schedulers'):
         _assert_same(a[key], b[key], key)
     for key in ('heads', 'source', 'seed', 'threads', 'images_read'):
@@ -94,7 +94,7 @@ def test_resuming_equals_going_through(folder, through):
     )
     cfg['train_cfg'] = dict(cfg['train_cfg'], val_interval=1)
     resumed = _run(cfg)
-    _compare(through, resumed)
+    assert_same_end(through, resumed)
     # What was inherited, and how long that took, is still known.
     _assert_same(through['dfkd_state']['inheritance'], resumed['dfkd_state']['inheritance'])
     assert through['dfkd_state']['inheritance'] is not None
@@ -111,13 +111,13 @@ def test_resuming_equals_going_through(folder, through):
 def test_repeating_with_other_validation_equals_it(folder, through):
     cfg = _config(folder, work_dir=str(folder / 'again'))
     cfg['train_cfg'] = dict(cfg['train_cfg'], val_interval=2)
-    _compare(through, _run(cfg))
+    assert_same_end(through, _run(cfg))
 
 
 def test_resume_with_nothing_there_starts_the_student(folder, through):
     """Not from random weights, as if a checkpoint were to come."""
     cfg = _config(folder, work_dir=str(folder / 'fresh'), resume=True)
-    _compare(through, _run(cfg))
+    assert_same_end(through, _run(cfg))
     assert (folder / 'fresh' / 'student_start.pth').exists()
 
 

@@ -44,7 +44,7 @@ def config(tmp_path):
     return write
 
 
-def _says(result, *words):
+def assert_says(result, *words):
     status, message = result
     assert status == 1
     assert 'Traceback' not in message
@@ -53,30 +53,30 @@ def _says(result, *words):
 
 
 def test_no_such_config(call, tmp_path):
-    _says(call('train', tmp_path / 'nowhere.py'), 'nowhere.py')
-    _says(call('test', tmp_path / 'nowhere.py', __file__), 'nowhere.py')
+    assert_says(call('train', tmp_path / 'nowhere.py'), 'nowhere.py')
+    assert_says(call('test', tmp_path / 'nowhere.py', __file__), 'nowhere.py')
 
 
 def test_a_config_that_is_no_python(call, tmp_path):
     (tmp_path / 'broken.py').write_text('model = dict(\n')
-    _says(call('train', tmp_path / 'broken.py'), 'SyntaxError', 'broken.py')
+    assert_says(call('train', tmp_path / 'broken.py'), 'SyntaxError', 'broken.py')
 
 
 def test_settings_that_do_not_exist(call, config, tmp_path):
     def misspell(cfg):
         cfg['model']['teacher']['chekpoint'] = cfg['model']['teacher'].pop('checkpoint')
 
-    _says(call('train', config(misspell)), 'model.teacher', "'chekpoint'", "'checkpoint'")
+    assert_says(call('train', config(misspell)), 'model.teacher', "'chekpoint'", "'checkpoint'")
 
     def head(cfg):
         cfg['model']['heads'][0]['flor'] = 0.5
 
-    _says(call('train', config(head)), 'PyramidHead', "'flor'", "'floor'")
+    assert_says(call('train', config(head)), 'PyramidHead', "'flor'", "'floor'")
 
     def hook(cfg):
         cfg['custom_hooks'][0]['every'] = 5
 
-    _says(call('train', config(hook)), 'DistillHook', "'every'")
+    assert_says(call('train', config(hook)), 'DistillHook', "'every'")
     assert not list(tmp_path.glob('run/*.pth'))
 
 
@@ -84,40 +84,42 @@ def test_no_such_teacher(call, config, tmp_path):
     def missing(cfg):
         cfg['model']['teacher']['checkpoint'] = str(tmp_path / 'away.pth')
 
-    _says(call('train', config(missing)), 'FileNotFoundError', 'away.pth')
+    assert_says(call('train', config(missing)), 'FileNotFoundError', 'away.pth')
 
     def no_config(cfg):
         cfg['model']['teacher']['config'] = 'mmdet::no/such.py'
 
-    _says(call('train', config(no_config)), 'mmdet::no/such.py')
+    assert_says(call('train', config(no_config)), 'mmdet::no/such.py')
     assert not list(tmp_path.glob('run/*.pth'))
 
 
 def test_a_share_that_is_none(call, config):
     student = dict(type='mmdfkd.Shrunk', width=70)
-    _says(call('train', config(model_student=student)), 'width=70', 'share')
+    assert_says(call('train', config(model_student=student)), 'width=70', 'share')
 
 
 def test_checkpoints(call, config, tmp_path):
     path = config()
-    _says(call('test', path, tmp_path / 'away.pth'), 'There is no checkpoint', 'away.pth')
-    _says(call('test', path, path, '--out', 'found.json'), '--out must end in .pkl')
+    assert_says(call('test', path, tmp_path / 'away.pth'), 'There is no checkpoint', 'away.pth')
+    assert_says(call('test', path, path, '--out', 'found.json'), '--out must end in .pkl')
     broken = tmp_path / 'broken.pth'
     broken.write_bytes(b'PK\x03\x04 not really')
-    _says(call('test', path, broken), 'broken.pth')
+    assert_says(call('test', path, broken), 'broken.pth')
     # The teacher's weights are no student's.
-    _says(call('test', config(), tmp_path / 'teacher.pth'), 'student', 'do not fit the network')
+    assert_says(
+        call('test', config(), tmp_path / 'teacher.pth'), 'student', 'do not fit the network'
+    )
     gone = ('--resume', tmp_path / 'gone.pth')
-    _says(call('train', config(), *gone), 'gone.pth')
+    assert_says(call('train', config(), *gone), 'gone.pth')
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')
 def test_amp_without_a_gpu(call, config):
-    _says(call('train', config(), '--amp'), '--amp needs a GPU')
+    assert_says(call('train', config(), '--amp'), '--amp needs a GPU')
 
 
 def test_scaling_without_a_base(call, config):
-    _says(call('train', config(), '--auto-scale-lr'), 'base_batch_size')
+    assert_says(call('train', config(), '--auto-scale-lr'), 'base_batch_size')
 
 
 def test_the_trace_is_there_on_demand(call, config, monkeypatch, tmp_path):

@@ -11,10 +11,11 @@ The student starts at random unless --inits says otherwise: an inherited one kno
 features already.
 
 A finished run is one line of docs/results/heads.jsonl, written at once; a run whose line is there
-is not repeated, so an interrupted benchmark goes on. ``over_kl`` is the accuracy beyond that of KL
-alone of the same images, start and seed; its deviation over seeds is what a gain has to be held
-against. The ceiling of a data-free run is the same heads on the real images. The test split is read
-to test finished students and for nothing else.
+is not repeated, so an interrupted benchmark goes on; --jobs 2 makes two runs at a time, each on
+half of the cores. ``over_kl`` is the accuracy beyond that of KL alone of the same images, start and
+seed; its deviation over seeds is what a gain has to be held against. The ceiling of a data-free run
+is the same heads on the real images. The test split is read to test finished students and for
+nothing else.
 
 quick: one seed, 400 steps, the rows named first; took an hour on one thread of a busy machine.
 full: three seeds, 4,000 steps, every row; for long runs.
@@ -43,6 +44,7 @@ from mmdfkd.evaluation.benchmark import (
     shown_command,
     train_command,
 )
+from mmdfkd.evaluation.side_by_side import SideBySide
 from mmdfkd.utils.launch import fail_clearly, use_all_cores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,6 +202,23 @@ class Plan:
                     if images in self.images:
                         for row in self.wanted(init):
                             yield Run(images, row, init, seed, steps)
+
+    @staticmethod
+    def needs(run: Run) -> list[Run]:
+        """Runs whose lines have to be there before a run: KL alone, and the real images'."""
+        rivals = (
+            Run(run.images, KL, run.init, run.seed, run.steps),
+            Run('real', run.row, run.init, run.seed, run.steps),
+        )
+        return [rival for rival in rivals if rival != run]
+
+    @staticmethod
+    def part(run: Run) -> tuple[str, ...]:
+        """Options that limit the tool to a run."""
+        return (
+            *('--rows', run.row, '--images', run.images, '--inits', run.init),
+            *('--seeds', str(run.seed), '--steps', str(run.steps)),
+        )
 
 
 def next_run(plan: Plan, lines: Mapping[Run, Mapping]) -> Run | None:
@@ -366,19 +385,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--data-root', help="folder of the set; the configs' data_root by default")
     parser.add_argument('--work-dir', default='work_dirs/benchmark_heads')
     parser.add_argument(
+        '--jobs', type=int, default=1, help='runs at once, on a share of cores each'
+    )
+    parser.add_argument(
         '--out', type=Path, default=RESULTS, help=f'file of the results, named {RESULTS.name}'
     )
     parser.add_argument('--dry-run', action='store_true', help='print the plan and stop')
     args = parser.parse_args(argv)
     if args.steps is not None and args.steps < 2:
         parser.error('--steps must be at least 2')
+    if args.jobs < 1:
+        parser.error('--jobs must be at least 1')
     if args.out.name != RESULTS.name:
         parser.error(f'--out must be a file named {RESULTS.name}, not {args.out.name}')
     return args
 
 
+def tell(run: Run, line: Mapping[str, Any]) -> None:
+    """Say what a run gave."""
+    print(f'{run}: {line["metrics"]} of {line["teacher"]}, ceiling {line["ceiling"]}', flush=True)
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Run what is missing, one run after the other, and say what each gave."""
+    """Run what is missing and say what each run gave."""
     args = parse_args(argv)
     seeds = tuple(args.seeds or SEEDS[args.preset])
     plan = Plan(args.preset, args.rows, args.images, args.inits, seeds, args.steps)
@@ -387,15 +416,31 @@ def main(argv: list[str] | None = None) -> None:
         return
     data_root = str(Path(args.data_root).resolve()) if args.data_root else None
     check_files(plan, data_root)
-    use_all_cores()
     root = Path(args.work_dir).resolve()
     root.mkdir(parents=True, exist_ok=True)
+
+    def finished() -> dict[Run, dict[str, Any]]:
+        return finished_runs(args.out, identity)
+
+    if args.jobs > 1:
+        common = ['--preset', args.preset, '--work-dir', args.work_dir, '--out', str(args.out)]
+        if args.data_root is not None:
+            common += ['--data-root', args.data_root]
+        SideBySide(
+            tool=Path(__file__),
+            common=common,
+            left=lambda: [run for run in plan.runs() if run not in finished()],
+            part=plan.part,
+            needs=plan.needs,
+            done=lambda run: tell(run, finished()[run]),
+            jobs=args.jobs,
+            logs=root,
+        ).run()
+        return
+    use_all_cores()
     benchmark = Benchmark(root, args.work_dir, args.out, data_root)
-    while (run := next_run(plan, lines := finished_runs(args.out, identity))) is not None:
-        line = benchmark.make(run, lines)
-        print(
-            f'{run}: {line["metrics"]} of {line["teacher"]}, ceiling {line["ceiling"]}', flush=True
-        )
+    while (run := next_run(plan, lines := finished())) is not None:
+        tell(run, benchmark.make(run, lines))
 
 
 if __name__ == '__main__':

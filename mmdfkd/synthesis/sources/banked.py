@@ -13,12 +13,9 @@ from mmdfkd.adapters.observation import Targets
 from mmdfkd.registry import TASK_UTILS
 
 from ..bank import ReplayBank
-from ..symmetry import SYMMETRIES, held_symmetries
+from ..symmetry import ASKED, SYMMETRIES, held_symmetries
 from .base import SyntheticSource
 from .retreat import RetreatingSource
-
-#: Images that are shown to the teacher flipped and turned.
-ASKED = 96
 
 
 class BankedSource(SyntheticSource):

@@ -15,11 +15,8 @@ from mmdfkd.utils.opencv import single_threaded_opencv
 
 from ..frozen import frozen
 from ..look_choice import teacher_shares
-from ..symmetry import held_symmetries
+from ..symmetry import ASKED, held_symmetries
 from .base import SyntheticSource
-
-#: Images that a classifier is asked about mirrored and turned.
-ASKED = 96
 
 
 @MODELS.register_module()

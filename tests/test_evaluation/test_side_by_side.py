@@ -1,0 +1,115 @@
+"""Runs side by side: what waits for what, and what happens when one fails."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmdfkd.evaluation.side_by_side import SideBySide
+
+# Says when it began and ended, and on how many threads; 'bad' fails, 'mute' leaves no line.
+TOOL = """
+import os, sys, time
+run, out = sys.argv[-1], sys.argv[1]
+if run == 'bad':
+    sys.exit('broken')
+begin = time.time()
+time.sleep(0.5)
+if run != 'mute':
+    with open(out, 'a') as stream:
+        threads = os.environ['OMP_NUM_THREADS']
+        stream.write(f'{run} {begin} {time.time()} {threads}\\n')
+"""
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    tool, out = tmp_path / 'tool.py', tmp_path / 'out.txt'
+    tool.write_text(TOOL)
+    out.write_text('')
+
+    def make(runs, needs=None, jobs=2):
+        told = []
+        one = SideBySide(
+            tool=tool,
+            common=[str(out)],
+            left=lambda: [r for r in runs if r not in _lines(out)],
+            part=lambda run: ('--row', run),
+            needs=lambda run: (needs or {}).get(run, ()),
+            done=told.append,
+            jobs=jobs,
+            logs=tmp_path,
+            every=0.05,
+        )
+        return one, told, out
+
+    return make
+
+
+def _lines(out: Path) -> dict[str, list[float]]:
+    rows = (line.split() for line in out.read_text().splitlines())
+    return {name: [float(v) for v in values] for name, *values in rows}
+
+
+def test_two_at_a_time_and_the_ceiling_first(driver):
+    one, told, out = driver(['first', 'a', 'b', 'c'], dict.fromkeys('abc', ['first']))
+    one.run()
+    lines = _lines(out)
+    assert sorted(told) == ['a', 'b', 'c', 'first'] and told[0] == 'first'
+    # Nothing began before what it needs had ended.
+    assert min(lines[name][0] for name in 'abc') > lines['first'][1]
+    # Two overlap, a third does not.
+    assert lines['b'][0] < lines['a'][1] and lines['c'][0] > min(lines['a'][1], lines['b'][1])
+    spans = [span[:2] for span in lines.values()]
+    assert max(sum(b <= begin < e for b, e in spans) for begin, _ in spans) == 2
+
+
+def test_cores_are_shared_out(driver, monkeypatch):
+    monkeypatch.setattr('os.sched_getaffinity', lambda _: set(range(8)))
+    one, _, out = driver(['a', 'b'])
+    one.run()
+    assert [line[2] for line in _lines(out).values()] == [4, 4]
+
+
+def test_runs_made_together_are_one_process(driver):
+    one, _, out = driver(['a', 'b'])
+    one.part = lambda run: ('--row', 'b')
+    # The tool writes b alone: a process that leaves its run undone is a fault.
+    with pytest.raises(RuntimeError, match='a: its process left no line'):
+        one.run()
+    assert list(_lines(out)) == ['b']
+
+
+@pytest.mark.parametrize(('name', 'says'), [('bad', 'failed'), ('mute', 'left no line')])
+def test_a_failure_is_named_and_the_others_end(driver, name, says):
+    one, told, out = driver([name, 'a', 'b', 'c'])
+    with pytest.raises(RuntimeError, match=f'{name}: its process {says}.*job_row_{name}.log'):
+        one.run()
+    # What ran beside it is whole; nothing was started any more.
+    assert 'a' in _lines(out) and told == list(_lines(out)) and 'c' not in told
+
+
+def test_a_circle_is_refused(driver):
+    one, _, _ = driver(['a', 'b'], dict(a=['b'], b=['a']))
+    with pytest.raises(RuntimeError, match='a needs a run that needs it'):
+        one.run()
+
+
+def test_an_interrupt_ends_the_processes(driver, tmp_path):
+    one, _, out = driver(['a'])
+    one.tool.write_text('import time\ntime.sleep(60)\n')
+
+    def interrupt():
+        if one._running:
+            raise KeyboardInterrupt
+        return ['a']
+
+    one.left = interrupt
+    begin = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        one.run()
+    ((_, process, _),) = one._running.values()
+    assert process.wait(10) == -15 and time.time() - begin < 20
+    assert sys.executable in process.args[0]
