@@ -18,7 +18,8 @@ is the same heads on the real images. The test split is read to test finished st
 nothing else.
 
 quick: one seed, 400 steps, the rows named first; took an hour on one thread of a busy machine.
-full: three seeds, 4,000 steps, every row; for long runs.
+full: three seeds, 4,000 steps, every row, and the methods that need a student of their own; for
+long runs.
 """
 
 import argparse
@@ -92,7 +93,16 @@ INHERITED_ROWS = {
     'KL + channel map': 'channel_map/channel-map',
     'KL + block-wise': 'block_wise/block-wise',
 }
-ROWS = FULL_ROWS | INHERITED_ROWS
+# Methods that need a student of their own; what it has of the parameters is in its line.
+OWN_ROWS = {
+    'DeiT token, hard': 'deit/deit-hard_vit128_to_distilled-vit96_cifar10.py',
+    'DeiT token, soft': 'deit/deit-soft_vit128_to_distilled-vit96_cifar10.py',
+    'SimKD': 'simkd/simkd_vit128_to_simkd-vit88_cifar10.py',
+    'Lift': 'lift/lift_vit128_to_lift-vit88_cifar10.py',
+    'WideLast': 'lift/widelast_vit128_to_widelast-vit64_cifar10.py',
+    'ViT to CNN': 'cross_architecture/cross-architecture_vit128_to_resnet18-c11_cifar10.py',
+}
+ROWS = FULL_ROWS | INHERITED_ROWS | OWN_ROWS
 IMAGES = ('real', 'data-free')
 INITS = ('random', 'inherit')
 SEEDS = dict(quick=(0,), full=(0, 1, 2))
@@ -143,7 +153,8 @@ def identity(line: Mapping[str, Any]) -> Run:
 
 def method_config(row: str) -> Path:
     """The committed config of a row, data-free."""
-    return CONFIGS / f'{ROWS[row]}{SUFFIX}'
+    name = ROWS[row]
+    return CONFIGS / (name if row in OWN_ROWS else f'{name}{SUFFIX}')
 
 
 def row_config(run: Run, folder: Path) -> Path:
@@ -151,13 +162,16 @@ def row_config(run: Run, folder: Path) -> Path:
     path = method_config(run.row)
     if run.images != 'real':
         return path
-    heads = Config.fromfile(path).model.heads
+    model = Config.fromfile(path).model.to_dict()
+    changes = f'heads={model["heads"]!r}'
+    if run.row in OWN_ROWS:
+        changes += f', student={dict(model["student"], _delete_=True)!r}'
     folder.mkdir(parents=True, exist_ok=True)
-    written = folder / f'{path.name.removesuffix(SUFFIX)}_real.py'
+    written = folder / f'{path.stem.removesuffix(SUFFIX[:-3])}_real.py'
     written.write_text(
         f'# The heads of {path.relative_to(ROOT).as_posix()} on real images.\n'
         f'_base_ = {REAL_CONFIG.as_posix()!r}\n'
-        f'model = dict(heads={[dict(head) for head in heads]!r})\n'
+        f'model = dict({changes})\n'
     )
     return written
 
@@ -186,7 +200,9 @@ class Plan:
         """The rows that are asked for and suit a start, in the order of :data:`ROWS`."""
         asked = self.rows or (QUICK_ROWS if self.preset == 'quick' else ROWS)
         return tuple(
-            row for row in ROWS if row in asked and (init == 'inherit' or row not in INHERITED_ROWS)
+            row
+            for row in ROWS
+            if row in asked and row not in (INHERITED_ROWS if init == 'random' else OWN_ROWS)
         )
 
     def runs(self) -> Iterator[Run]:
@@ -264,8 +280,10 @@ def check_files(plan: Plan, data_root: str | None) -> None:
 def options_of(run: Run, config: Path, data_root: str | None = None) -> list[str]:
     """What a run changes in its row's config."""
     warmup = max(1, min(WARMUP, run.steps // 4))
+    # SimKD's student starts with the teacher's classifier.
+    init = Config.fromfile(config).model.student.init if run.row in OWN_ROWS else run.init
     return [
-        *run_options(run.steps, warmup, run.seed, run.init),
+        *run_options(run.steps, warmup, run.seed, init),
         *(
             [f'param_scheduler.0.end={warmup}', f'param_scheduler.1.begin={warmup}']
             if warmup != WARMUP
