@@ -136,9 +136,8 @@ def test_methods_with_a_student_of_their_own_bring_it_along(tool, tmp_path):
         options = tool.options_of(run, tool.row_config(run, tmp_path))
         assert f'model.student.init={free.model.student.init}' in options
     # SimKD's classifier is the teacher's, not random.
-    assert 'model.student.init=config' in tool.options_of(
-        run := tool.Run('real', 'SimKD', 'random', 0, 400), tool.row_config(run, tmp_path)
-    )
+    run = tool.Run('real', 'SimKD', 'random', 0, 400)
+    assert 'model.student.init=config' in tool.options_of(run, tool.row_config(run, tmp_path))
 
 
 @pytest.mark.parametrize('images', ['real', 'data-free'])
