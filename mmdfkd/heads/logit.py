@@ -26,10 +26,18 @@ def top_k(student_logits: Tensor, teacher_logits: Tensor, k: int = 100) -> Tenso
     return sparse_label_ce(student_logits, top_k_labels(teacher_logits, k))
 
 
+def label(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """:func:`~mmdfkd.losses.label_cross_entropy`: the teacher's answer is not read."""
+    return label_cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
+
+
 #: Losses of logits by name, as ``LogitHead.loss`` takes them.
 LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
     'kl': kl_divergence,
     'hard': hard_label,
+    'label': label,
     'dkd': dkd,
     'nkd': nkd,
     'dist': dist,
@@ -51,13 +59,14 @@ class LogitHead(DistillHead):
             1.
         ce_weight (float): Weight of a cross-entropy with hard labels, relative to the loss.
             Defaults to 0.
-        hard_labels (str): Labels of the cross-entropy, and target classes of ``'dkd'`` and
-            ``'nkd'``: ``'teacher'`` takes the teacher's first class (DeiT's hard distillation),
-            ``'target'`` the class that the image is meant to show. Defaults to ``'teacher'``.
+        hard_labels (str): Labels of the cross-entropy and of ``'label'``, and target classes of
+            ``'dkd'`` and ``'nkd'``: ``'teacher'`` takes the teacher's first class (DeiT's hard
+            distillation), ``'target'`` the class that the image is meant to show. Defaults to
+            ``'teacher'``.
         loss (str | Mapping): ``'kl'`` (softened divergence), ``'hard'`` (the teacher's decision),
-            ``'dkd'``, ``'nkd'``, ``'dist'`` or ``'top_k'`` (TinyViT's sparse labels); or a mapping
-            with ``type`` and options of that function of :mod:`mmdfkd.losses`, such as
-            ``dict(type='dkd', beta=2.0)``. Defaults to ``'kl'``.
+            ``'label'`` (``hard_labels`` alone), ``'dkd'``, ``'nkd'``, ``'dist'`` or ``'top_k'``
+            (TinyViT's sparse labels); or a mapping with ``type`` and options of that function of
+            :mod:`mmdfkd.losses`, such as ``dict(type='dkd', beta=2.0)``. Defaults to ``'kl'``.
         standardize (bool): Take the logits of both in units of their own spread (Sun et al., CVPR
             2024): the student need not match their scale. Not for the cross-entropy. Defaults to
             False.
@@ -118,7 +127,8 @@ class LogitHead(DistillHead):
             labels = other.logits.argmax(-1) if self.hard_labels == 'teacher' else targets.labels
             if labels is None:
                 raise ValueError(
-                    "LogitHead: hard_labels='target' needs images drawn for a class; use 'teacher'."
+                    "LogitHead: hard_labels='target' needs images drawn for a class, or those of a "
+                    "labelled set (DatasetSource(labels=True)); use 'teacher'."
                 )
         if self.labelled:
             options['labels'] = labels

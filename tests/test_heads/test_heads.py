@@ -190,6 +190,10 @@ def test_logit_head_with_hard_labels():
     assert torch.isclose(ce(Targets(labels=labels), hard_labels='target'), aimed)
     with pytest.raises(ValueError, match='drawn for a class'):
         ce(Targets(), hard_labels='target')
+    # The labels alone.
+    head = LogitHead(loss='label', hard_labels='target')
+    alone = run(head, classifier(None, s), classifier(None, t), Targets(labels=labels))
+    assert list(alone) == ['loss_label'] and torch.isclose(alone['loss_label'], 2 * aimed)
     with pytest.raises(ValueError, match='hard_labels'):
         LogitHead(hard_labels='both')
 

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from mmpretrain.structures import DataSample
 from synthesis_nets import classifier, detector
 
 from mmdfkd.adapters import ClassifierAdapter, Targets
@@ -52,6 +53,42 @@ class TestRendered:
     def test_says_what_is_missing(self):
         with pytest.raises(KeyError, match='renderer'):
             RenderedSource().draw(ITEMS)
+
+
+class TestDataset:
+    """Real images: RGB in [0, 1], and their classes where these are asked for."""
+
+    @staticmethod
+    def items():
+        image = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
+        return [dict(inputs=image, data_samples=DataSample().set_gt_label(c)) for c in (2, 0)]
+
+    def draw(self, items, **settings):
+        source = prepare(MODELS.build(dict(type='mmdfkd.DatasetSource', **settings)), classifier(0))
+        return source.draw(items)
+
+    def test_labels_on_demand(self):
+        images, targets = self.draw(self.items())
+        # mmcv loads BGR.
+        assert torch.equal(images[1], self.items()[0]['inputs'].flip(0) / 255)
+        assert targets == Targets()
+        _, targets = self.draw(self.items(), labels=True)
+        assert targets.labels.tolist() == [2, 0]
+
+    def test_images_without_one_class(self):
+        unlabelled, two = [self.items() for _ in range(2)]
+        del unlabelled[1]['data_samples']
+        two[0]['data_samples'] = DataSample().set_gt_label([0, 1])
+        for items in (unlabelled, two):
+            with pytest.raises(ValueError, match='labels=True needs one class with every image'):
+                self.draw(items, labels=True)
+
+    def test_sizes_and_orders(self):
+        other = dict(inputs=torch.zeros(3, 4, 5, dtype=torch.uint8))
+        with pytest.raises(ValueError, match='one size'):
+            self.draw([*self.items(), other])
+        with pytest.raises(ValueError, match="'bgr' or 'rgb'"):
+            MODELS.build(dict(type='mmdfkd.DatasetSource', order='gbr'))
 
 
 class SkewedTeacher(ClassifierAdapter):

@@ -81,6 +81,8 @@ def test_full_has_every_row_and_three_seeds(tool, tmp_path):
     assert {run.row for run in made} == set(tool.ROWS) and {run.seed for run in made} == set(seeds)
     assert not {run.row for run in made if run.init == 'random'} & set(tool.INHERITED_ROWS)
     assert not {run.row for run in made if run.init == 'inherit'} & set(tool.OWN_ROWS)
+    # True labels are of true images.
+    assert {run.images for run in made if run.row in tool.REAL_ROWS} == {'real'}
     # A seed is whole before the next begins.
     assert [run.seed for run in made] == sorted(run.seed for run in made)
 
@@ -107,7 +109,7 @@ def test_rows_differ_from_the_main_job_in_their_heads_alone(tool, tmp_path):
         for images, path in (('data-free', tool.MAIN_CONFIG), ('real', tool.REAL_CONFIG))
     }
     heads = set()
-    shared = [row for row in tool.ROWS if row not in tool.OWN_ROWS]
+    shared = [row for row in tool.ROWS if row not in tool.OWN_ROWS | tool.REAL_ROWS]
     for row in shared:
         same = []
         for images, base in main.items():
@@ -121,6 +123,18 @@ def test_rows_differ_from_the_main_job_in_their_heads_alone(tool, tmp_path):
         if row.startswith('KL'):
             assert same[0][0] == dict(type='mmdfkd.LogitHead'), row
     assert len(heads) == len(shared)
+
+
+def test_the_baseline_learns_labels_and_nothing_else(tool, tmp_path):
+    run = tool.Run('real', 'true labels', 'random', 0, 400)
+    cfg = Config.fromfile(tool.row_config(run, tmp_path)).to_dict()
+    base = Config.fromfile(tool.REAL_CONFIG).to_dict()
+    assert cfg['model'].pop('heads') == [
+        dict(type='mmdfkd.LogitHead', loss='label', hard_labels='target')
+    ]
+    assert cfg['model']['source'].pop('labels') and not cfg['model']['data_free']
+    base['model'].pop('heads')
+    assert cfg == base
 
 
 def test_methods_with_a_student_of_their_own_bring_it_along(tool, tmp_path):

@@ -6,7 +6,8 @@
 One teacher, one student of half its parameters (narrower and shallower), one number of steps; once
 on the teacher's real training images, once data-free, on the images of configs/cifar10/dfkd_vit.py.
 A row is a config of a method, configs/<method>/; of it the heads are taken. No label of the set is
-read in either: 'labels only' learns the teacher's first class of each image, for real images too.
+read: 'labels only' learns the teacher's first class of each image, for real images too. The one
+exception is the baseline without a teacher, 'true labels', on real images.
 The student starts at random unless --inits says otherwise: an inherited one knows its teacher's
 features already.
 
@@ -88,6 +89,8 @@ FULL_ROWS = {
     'KL + attention': 'attention/attention',
     'KL + attention consistency': 'attention/attention-consistency',
 }
+# Not data-free at all, and without a word of the teacher.
+REAL_ROWS = {'true labels': 'kd/label'}
 # These know how the student was made of its teacher.
 INHERITED_ROWS = {
     'KL + channel map': 'channel_map/channel-map',
@@ -102,7 +105,7 @@ OWN_ROWS = {
     'WideLast': 'lift/widelast_vit128_to_widelast-vit64_cifar10.py',
     'ViT to CNN': 'cross_architecture/cross-architecture_vit128_to_resnet18-c11_cifar10.py',
 }
-ROWS = FULL_ROWS | INHERITED_ROWS | OWN_ROWS
+ROWS = FULL_ROWS | REAL_ROWS | INHERITED_ROWS | OWN_ROWS
 IMAGES = ('real', 'data-free')
 INITS = ('random', 'inherit')
 SEEDS = dict(quick=(0,), full=(0, 1, 2))
@@ -160,7 +163,7 @@ def method_config(row: str) -> Path:
 def row_config(run: Run, folder: Path) -> Path:
     """The config of a run; on real images it is written to ``folder``."""
     path = method_config(run.row)
-    if run.images != 'real':
+    if run.images != 'real' or run.row in REAL_ROWS:
         return path
     model = Config.fromfile(path).model.to_dict()
     changes = f'heads={model["heads"]!r}'
@@ -216,7 +219,10 @@ class Plan:
             for init in self.inits:
                 for images in IMAGES:
                     if images in self.images:
-                        for row in self.wanted(init):
+                        rows = self.wanted(init)
+                        if images != 'real':
+                            rows = [row for row in rows if row not in REAL_ROWS]
+                        for row in rows:
                             yield Run(images, row, init, seed, steps)
 
     @staticmethod
