@@ -6,33 +6,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ALIGN = ('auto', 'always', 'never')
+from .mlp import MLP
+
+ALIGN = ('auto', 'always', 'never', 'mlp')
+
+
+def read_align(align: str | Mapping) -> tuple[str, dict]:
+    """The kind of aligner and its options.
+
+    Raises:
+        ValueError: On an unknown kind, options that it does not take, or an MLP of fewer than two
+            linear layers or without inner width.
+    """
+    options = {'type': align} if isinstance(align, str) else dict(align)
+    kind = options.pop('type', None)
+    if kind not in ALIGN:
+        raise ValueError(f'align must be one of {ALIGN}, not {kind!r}.')
+    allowed = ('layers', 'hidden') if kind == 'mlp' else ()
+    if not set(options) <= set(allowed):
+        raise ValueError(
+            f"align='{kind}' takes the options {list(allowed)}, not "
+            f'{sorted(set(options) - set(allowed))}.'
+        )
+    layers, hidden = options.get('layers', 2), options.get('hidden')
+    if layers < 2 or (hidden is not None and hidden < 1):
+        raise ValueError(
+            f"align='mlp' needs layers of 2 or more and hidden of 1 or more, not {layers} and "
+            f"{hidden}; one linear layer is align='always'."
+        )
+    return kind, options
 
 
 def make_aligner(
-    student_width: int, teacher_width: int, conv: bool, align: str = 'auto'
+    student_width: int, teacher_width: int, conv: bool, align: str | Mapping = 'auto'
 ) -> nn.Module:
-    """A linear map from the student's width to the teacher's.
+    """A map from the student's width to the teacher's: a linear one, an MLP, or none.
 
-    Weights start orthogonal (an isometry where the teacher is wider, the identity where widths
-    agree), biases at zero: the student's features arrive at their own scale, whatever the widths.
+    Weights of a linear one start orthogonal (an isometry where the teacher is wider, the identity
+    where widths agree), biases at zero: the student's features arrive at their own scale, whatever
+    the widths. An MLP starts by chance.
 
     Args:
         student_width (int): Channels in.
         teacher_width (int): Channels out.
         conv (bool): A 1x1 convolution of maps ``[N, C, H, W]`` instead of a linear layer on the
             last dimension.
-        align (str): ``'auto'`` gives none where the widths agree, ``'always'`` always gives one,
-            ``'never'`` insists on equal widths. Defaults to ``'auto'``.
+        align (str | Mapping): ``'auto'`` gives a linear one, and none where the widths agree;
+            ``'always'`` always gives a linear one; ``'never'`` insists on equal widths; ``'mlp'``
+            always gives an :class:`~mmdfkd.heads.mlp.MLP`, place by place. A mapping with ``type``
+            sets its ``layers`` (linear ones; 2) and ``hidden`` (their inner width; twice the
+            student's), such as ``dict(type='mlp', layers=3)``. Defaults to ``'auto'``.
 
     Returns:
         nn.Module: The layer; ``nn.Identity`` for none.
 
     Raises:
-        ValueError: On an unknown ``align``, or unequal widths with ``'never'``.
+        ValueError: On an unknown ``align``, options that it does not take, or unequal widths with
+            ``'never'``.
     """
-    if align not in ALIGN:
-        raise ValueError(f'align must be one of {ALIGN}, not {align!r}.')
+    align, options = read_align(align)
+    if align == 'mlp':
+        hidden = options.get('hidden') or 2 * student_width
+        return MLP(student_width, hidden, teacher_width, options.get('layers', 2), maps=conv)
     if align == 'never' and student_width != teacher_width:
         raise ValueError(
             f"align='never', but the student has {student_width} channels and the teacher "
@@ -61,13 +96,14 @@ def fit_aligner(layer: nn.Module, inputs: Tensor, targets: Tensor, ridge: float 
     aligner the first steps would bend them to it; from the fitted one they keep what they have.
 
     Args:
-        layer (nn.Module): Of :func:`make_aligner`; an identity stays as it is.
+        layer (nn.Module): Of :func:`make_aligner`; what is no linear layer (an identity, an MLP)
+            stays as it is.
         inputs (Tensor): Student features ``[N, in]``.
         targets (Tensor): Teacher features ``[N, out]``.
         ridge (float): Share of the mean input energy added to the normal equations. Defaults to
             1e-3.
     """
-    if isinstance(layer, nn.Identity):
+    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         return
     x, y = inputs.double(), targets.double()
     x_mean, y_mean = x.mean(0), y.mean(0)

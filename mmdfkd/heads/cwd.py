@@ -17,7 +17,8 @@ class ChannelWiseHead(TokenHead):
     Args:
         temperature (float): Softens the distributions over places. Defaults to 1.
         standardize (bool): Standardise each channel first, as RTMDet's variant. Defaults to False.
-        align (str): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to ``'auto'``.
+        align (str | Mapping): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to
+            ``'auto'``.
         **kwargs: ``taps_student``, ``taps_teacher``, ``levels``, ``prefix_tokens`` and
             ``channels_last`` of :class:`~mmdfkd.heads.token_head.TokenHead`, ``loss_weight``,
             ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
@@ -32,7 +33,7 @@ class ChannelWiseHead(TokenHead):
         self,
         temperature: float = 1.0,
         standardize: bool = False,
-        align: str = 'auto',
+        align: str | Mapping = 'auto',
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
@@ -44,7 +45,7 @@ class ChannelWiseHead(TokenHead):
         self.aligners: nn.ModuleList | None = None
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
-        """A 1 x 1 convolution per pair."""
+        """An aligner per pair."""
         super().build_aligners(student_widths, teacher_widths)
         self.aligners = nn.ModuleList(
             make_aligner(s, t, conv=True, align=self.align)

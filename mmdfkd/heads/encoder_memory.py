@@ -7,7 +7,7 @@ from mmdfkd.adapters import Observation, Targets
 from mmdfkd.losses import masked_mimic
 from mmdfkd.registry import MODELS
 
-from .alignment import ALIGN, fit_aligner, make_aligner
+from .alignment import fit_aligner, make_aligner, read_align
 from .base import DistillHead, Needs
 from .query_base import require_detrs
 
@@ -23,20 +23,19 @@ class EncoderMemoryHead(DistillHead):
 
     Args:
         floor (float): Weight ``f`` of a token outside all boxes, in [0, 1]. Defaults to 0.1.
-        align (str): As of :class:`~mmdfkd.heads.FeatureHead`: a linear layer where widths differ
-            (``'auto'``), always, or never.
+        align (str | Mapping): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to
+            ``'auto'``.
         **kwargs: ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
 
     Raises:
         ValueError: On a floor outside [0, 1] or an unknown ``align``.
     """
 
-    def __init__(self, floor: float = 0.1, align: str = 'auto', **kwargs) -> None:
+    def __init__(self, floor: float = 0.1, align: str | Mapping = 'auto', **kwargs) -> None:
         super().__init__(**kwargs)
         if not 0 <= floor <= 1:
             raise ValueError(f'EncoderMemoryHead: floor must be in [0, 1], not {floor}.')
-        if align not in ALIGN:
-            raise ValueError(f'EncoderMemoryHead: align must be one of {ALIGN}, not {align!r}.')
+        read_align(align)
         self.floor = floor
         self.align = align
         self.needs = Needs(teacher_response=floor < 1)
@@ -53,7 +52,7 @@ class EncoderMemoryHead(DistillHead):
         self._widths = int(student.embed_dims), int(teacher.embed_dims)
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
-        """One linear layer."""
+        """One aligner."""
         self.aligner = make_aligner(*self._widths, conv=False, align=self.align)
 
     def fit_aligners(self, student: Observation, teacher: Observation) -> None:

@@ -17,15 +17,16 @@ class FeatureHead(TokenHead):
     """A classifier follows its teacher's features: tokens, maps or pooled vectors.
 
     What is compared is the output of the network's body, or of named modules pairwise. The
-    student's side goes through a linear aligner where widths differ. Grids of unequal size are
-    resized to the teacher's. Of prefix tokens (class, distillation) those that both have are
-    compared with each other, and patches with patches.
+    student's side goes through an aligner, by default a linear one where widths differ. Grids of
+    unequal size are resized to the teacher's. Of prefix tokens (class, distillation) those that
+    both have are compared with each other, and patches with patches.
 
     Args:
         loss (str): ``'mse'``, in units of the teacher's energy, or ``'cosine'``. Defaults to
             ``'mse'``.
         pool (bool): Compare the mean over patches instead of each. Defaults to False.
-        align (str): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to ``'auto'``.
+        align (str | Mapping): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to
+            ``'auto'``.
         **kwargs: ``taps_student``, ``taps_teacher``, ``levels``, ``prefix_tokens`` and
             ``channels_last`` of :class:`~mmdfkd.heads.token_head.TokenHead`, ``loss_weight``,
             ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
@@ -38,7 +39,7 @@ class FeatureHead(TokenHead):
     _LOSSES = {'mse': masked_mimic, 'cosine': cosine_distance}
 
     def __init__(
-        self, loss: str = 'mse', pool: bool = False, align: str = 'auto', **kwargs
+        self, loss: str = 'mse', pool: bool = False, align: str | Mapping = 'auto', **kwargs
     ) -> None:
         super().__init__(**kwargs)
         if loss not in self._LOSSES:
@@ -51,7 +52,7 @@ class FeatureHead(TokenHead):
         self.aligners: nn.ModuleList | None = None
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
-        """One linear layer per pair."""
+        """An aligner per pair."""
         super().build_aligners(student_widths, teacher_widths)
         self.aligners = nn.ModuleList(
             make_aligner(s, t, conv=False, align=self.align)

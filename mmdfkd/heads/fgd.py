@@ -66,7 +66,7 @@ class FGDHead(PyramidLevels):
         global_weight (float): Weight of the maps with their context. Defaults to 0.5.
         temperature (float): Of the masks. Defaults to 0.5, as published.
         levels (Sequence[int], optional): As of :class:`~mmdfkd.heads.pyramid.PyramidHead`.
-        align (str): Likewise.
+        align (str | Mapping): Likewise.
         **kwargs: ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
 
     Raises:
@@ -84,7 +84,7 @@ class FGDHead(PyramidLevels):
         global_weight: float = 0.5,
         temperature: float = 0.5,
         levels: Sequence[int] | None = None,
-        align: str = 'auto',
+        align: str | Mapping = 'auto',
         **kwargs,
     ) -> None:
         super().__init__(levels, align, **kwargs)
@@ -102,7 +102,7 @@ class FGDHead(PyramidLevels):
         self.contexts: nn.ModuleList | None = None
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
-        """One 1x1 convolution, and one block of context, per compared level."""
+        """One aligner, and one block of context, per compared level."""
         super().build_aligners(student_widths, teacher_widths)
         if self.global_weight:
             self.contexts = nn.ModuleList(GlobalContext(width) for width in self.teacher_widths)

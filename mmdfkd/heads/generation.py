@@ -56,7 +56,8 @@ class GenerationHead(TokenHead):
         normalize (bool): In units of the teacher's energy, so that one weight holds everywhere; for
             the published weights see :mod:`mmdfkd.losses.vitkd` and :mod:`mmdfkd.losses.mgd`.
             Defaults to True.
-        align (str): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to ``'auto'``.
+        align (str | Mapping): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to
+            ``'auto'``.
         **kwargs: ``taps_student``, ``taps_teacher``, ``levels``, ``prefix_tokens`` and
             ``channels_last`` of :class:`~mmdfkd.heads.token_head.TokenHead`, ``loss_weight``,
             ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
@@ -72,7 +73,7 @@ class GenerationHead(TokenHead):
         target: str = 'hidden',
         ratio: float | None = None,
         normalize: bool = True,
-        align: str = 'auto',
+        align: str | Mapping = 'auto',
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
@@ -88,7 +89,7 @@ class GenerationHead(TokenHead):
         self.generators: nn.ModuleList | None = None
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
-        """A linear layer and a generator per pair."""
+        """An aligner and a generator per pair."""
         super().build_aligners(student_widths, teacher_widths)
         self.aligners = nn.ModuleList(
             make_aligner(s, t, conv=True, align=self.align)

@@ -15,8 +15,8 @@ class PyramidLevels(DistillHead):
 
     Levels are paired by their stride where both pyramids have some in common, as detectors of two
     families do (Faster R-CNN's P2 to P6, RetinaNet's P3 to P7: P3 to P6 are compared); otherwise by
-    their order. Levels of another size are resized to the teacher's, widths are aligned by a 1x1
-    convolution per level.
+    their order. Levels of another size are resized to the teacher's, widths are aligned level by
+    level, by default by a 1x1 convolution.
 
     Attributes:
         pairs: After :meth:`build_aligners`, which level of the student goes with which of the
@@ -26,13 +26,16 @@ class PyramidLevels(DistillHead):
     Args:
         levels (Sequence[int], optional): Levels of the teacher's to compare. Defaults to all that
             the student has.
-        align (str): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to ``'auto'``.
+        align (str | Mapping): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to
+            ``'auto'``.
         **kwargs: ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
     """
 
     any_family = True
 
-    def __init__(self, levels: Sequence[int] | None = None, align: str = 'auto', **kwargs) -> None:
+    def __init__(
+        self, levels: Sequence[int] | None = None, align: str | Mapping = 'auto', **kwargs
+    ) -> None:
         super().__init__(**kwargs)
         self.levels = None if levels is None else tuple(levels)
         self.align = align
@@ -41,7 +44,7 @@ class PyramidLevels(DistillHead):
         self.aligners: nn.ModuleList | None = None
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
-        """One 1x1 convolution per compared level.
+        """One aligner per compared level.
 
         Raises:
             ValueError: If the pyramids have no level in common and differ in their number, or lack
@@ -132,7 +135,8 @@ class PyramidHead(PyramidLevels):
             the student has.
         floor (float): Weight of sheer background in ``'mimic'``, in [0, 1]; 1 weights every place
             alike and asks for no objectness. Defaults to 0.1.
-        align (str): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to ``'auto'``.
+        align (str | Mapping): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to
+            ``'auto'``.
         **kwargs: ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
 
     Raises:
@@ -144,7 +148,7 @@ class PyramidHead(PyramidLevels):
         mode: str = 'mimic',
         levels: Sequence[int] | None = None,
         floor: float = 0.1,
-        align: str = 'auto',
+        align: str | Mapping = 'auto',
         **kwargs,
     ) -> None:
         super().__init__(levels, align, **kwargs)

@@ -6,17 +6,9 @@ from mmdfkd.adapters import Observation
 from mmdfkd.losses import simreg
 from mmdfkd.registry import MODELS
 
+from .mlp import MLP
 from .token_head import TokenHead
 from .tokens import split_tokens
-
-
-def _mlp(width: int, hidden: int, out: int, layers: int) -> nn.Sequential:
-    """Linear layers with LayerNorm and ReLU between them."""
-    parts: list[nn.Module] = []
-    for _ in range(layers - 1):
-        parts += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.ReLU(inplace=True)]
-        width = hidden
-    return nn.Sequential(*parts, nn.Linear(width, out))
 
 
 @MODELS.register_module()
@@ -52,7 +44,7 @@ class SimRegHead(TokenHead):
         """An MLP per pair."""
         super().build_aligners(student_widths, teacher_widths)
         self.projectors = nn.ModuleList(
-            _mlp(s, self.hidden or 2 * s, t, self.layers) for s, t in zip(*self.widths, strict=True)
+            MLP(s, self.hidden or 2 * s, t, self.layers) for s, t in zip(*self.widths, strict=True)
         )
 
     def pair_loss(self, index: int, student: Observation, teacher: Observation) -> Tensor:

@@ -16,7 +16,7 @@ from mmdfkd.heads import (
     RoIResponseHead,
     RPNResponseHead,
 )
-from mmdfkd.heads.alignment import make_aligner
+from mmdfkd.heads.alignment import fit_aligner, make_aligner
 from mmdfkd.registry import MODELS
 
 SIZES = ((8, 8), (4, 4), (2, 2))
@@ -163,6 +163,72 @@ def test_aligner_keeps_the_scale_of_the_features():
         make_aligner(8, 12, conv=True, align='sometimes')
 
 
+def mlp_by_hand(mlp, x):
+    """Rows ``[N, D]``: linear layers, between them LayerNorm (its variance with 1 / D) and ReLU."""
+    x = x.detach().double()
+    parts = list(mlp)
+    for linear, norm in zip(parts[::3], [*parts[1::3], None], strict=True):
+        x = torch.einsum('ni,oi->no', x, linear.weight.double()) + linear.bias.double()
+        if norm is not None:
+            mean = x.sum(1, keepdim=True) / x.shape[1]
+            variance = ((x - mean) ** 2).sum(1, keepdim=True) / x.shape[1]
+            x = (x - mean) / (variance + 1e-5) ** 0.5 * norm.weight + norm.bias
+            x = torch.where(x > 0, x, torch.zeros_like(x))
+    return x
+
+
+def random_mlp(aligner):
+    """In float64, with norms that do something."""
+    for p in aligner.double().parameters():
+        nn.init.normal_(p)
+    return aligner
+
+
+@pytest.mark.parametrize(
+    ('align', 'shapes'),
+    [
+        ('mlp', [(12, 6), (8, 12)]),
+        (dict(type='mlp', layers=3, hidden=5), [(5, 6), (5, 5), (8, 5)]),
+    ],
+)
+def test_an_mlp_aligns_place_by_place(align, shapes):
+    aligner = make_aligner(6, 8, conv=False, align=align)
+    assert [tuple(m.weight.shape) for m in aligner if isinstance(m, nn.Linear)] == shapes
+    random_mlp(aligner)
+    tokens = torch.randn(2, 9, 6, dtype=torch.float64)
+    wanted = mlp_by_hand(aligner, tokens.flatten(0, 1)).view(2, 9, 8)
+    torch.testing.assert_close(aligner(tokens), wanted, rtol=1e-10, atol=1e-10)
+    conv = make_aligner(6, 8, conv=True, align=align).double()
+    conv.load_state_dict(aligner.state_dict())
+    maps = tokens.mT.unflatten(2, (3, 3))
+    torch.testing.assert_close(conv(maps), wanted.mT.unflatten(2, (3, 3)), rtol=1e-10, atol=1e-10)
+    # Also where the widths agree.
+    assert len(make_aligner(6, 6, conv=False, align='mlp')) == 4
+
+
+def test_an_mlp_is_not_fitted_by_least_squares():
+    for conv in (False, True):
+        aligner = make_aligner(6, 8, conv=conv, align='mlp')
+        before = {name: value.clone() for name, value in aligner.state_dict().items()}
+        fit_aligner(aligner, torch.randn(20, 6), torch.randn(20, 8))
+        assert all(torch.equal(before[k], v) for k, v in aligner.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('align', 'message'),
+    [
+        (dict(type='mlp', layers=1), "align='always'"),
+        (dict(type='mlp', hidden=0), 'hidden of 1 or more'),
+        (dict(type='mlp', width=4), r"\['layers', 'hidden'\], not \['width'\]"),
+        (dict(type='auto', layers=2), r"align='auto' takes the options \[\]"),
+        (dict(layers=2), 'not None'),
+    ],
+)
+def test_options_of_an_aligner_are_checked(align, message):
+    with pytest.raises(ValueError, match=message):
+        make_aligner(8, 12, conv=False, align=align)
+
+
 # --- classifiers ----------------------------------------------------------------------------------
 
 
@@ -220,6 +286,45 @@ def test_feature_head_cosine():
     loss = run(head, classifier(s), classifier(t))['loss_feature']
     expected = (1 - torch.cosine_similarity(s, t, dim=1)).mean()
     assert torch.isclose(loss, expected)
+
+
+@pytest.mark.parametrize('loss', ['mse', 'cosine'])
+def test_feature_head_with_an_mlp(loss):
+    """Class token with class token, patches with patches, behind the MLP."""
+    s = torch.randn(2, 17, 6, dtype=torch.float64, requires_grad=True)
+    t = torch.randn(2, 17, 8, dtype=torch.float64)
+    head = built(FeatureHead(loss=loss, align='mlp'), {'neck': [6]}, {'neck': [8]})
+    random_mlp(head.aligners[0])
+    before = head.aligners[0][0].weight.clone()
+    head.fit_aligners(classifier(s), classifier(t))
+    assert torch.equal(head.aligners[0][0].weight, before)
+    found = run(head, classifier(s), classifier(t))['loss_feature']
+    own = mlp_by_hand(head.aligners[0], s.flatten(0, 1))
+    other = t.flatten(0, 1)
+    if loss == 'mse':
+        expected = ((own - other) ** 2).sum() / (other**2).sum()
+    else:
+        lengths = ((own**2).sum(1) * (other**2).sum(1)).sqrt()
+        expected = (1 - (own * other).sum(1) / lengths).sum() / len(own)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-8)
+    found.backward()
+    assert s.grad.any() and all(p.grad.any() for p in head.parameters())
+
+
+def test_pyramid_head_with_an_mlp():
+    s, t = (
+        torch.randn(2, 6, 3, 5, dtype=torch.float64),
+        torch.randn(2, 8, 3, 5, dtype=torch.float64),
+    )
+    head = built(
+        PyramidHead(floor=1, align=dict(type='mlp', hidden=7)), {'neck': [6]}, {'neck': [8]}
+    )
+    random_mlp(head.aligners[0])
+    found = run(head, classifier(s), classifier(t))['loss_pyramid']
+    own = mlp_by_hand(head.aligners[0], s.movedim(1, 3).flatten(0, 2))
+    other = t.movedim(1, 3).flatten(0, 2)
+    expected = ((own - other) ** 2).sum() / (other**2).sum()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-8)
 
 
 def test_feature_head_slices_prefix_tokens():
