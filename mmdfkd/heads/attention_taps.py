@@ -1,4 +1,15 @@
+from collections.abc import Iterator
+
 from torch import nn
+
+
+def _attentions(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Its ``qkv`` layers by name, each with the attention that holds it."""
+    modules = dict(net.named_modules())
+    for name in modules:
+        holder, _, own = name.rpartition('.')
+        if own.endswith('qkv') and isinstance(getattr(modules[holder], 'num_heads', None), int):
+            yield name, modules[holder]
 
 
 def attention_heads(net: nn.Module, tap: str, who: str) -> int:
@@ -15,12 +26,10 @@ def attention_heads(net: nn.Module, tap: str, who: str) -> int:
     Raises:
         ValueError: If there is no such layer, or no attention around it; names those there are.
     """
-    modules = dict(net.named_modules())
-    found = getattr(modules.get(tap.rpartition('.')[0]), 'num_heads', None)
-    if tap not in modules or not isinstance(found, int):
-        names = [name for name in modules if name.endswith('qkv')]
+    found = dict(_attentions(net))
+    if tap not in found:
         raise ValueError(
             f"'{tap}' of the {who} is no qkv layer of an attention with num_heads; such layers "
-            f'are {names[:8] or "not in this network at all: it has no such attention"}.'
+            f'are {list(found)[:8] or "not in this network at all: it has no such attention"}.'
         )
-    return found
+    return found[tap].num_heads

@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdfkd.adapters import Observation
 from mmdfkd.losses import (
@@ -17,6 +17,7 @@ from mmdfkd.losses import (
 )
 from mmdfkd.registry import MODELS
 
+from .attention_taps import attention_heads
 from .relation_base import Places, RelationHead
 
 
@@ -132,6 +133,19 @@ class QKVRelationHead(RelationHead):
         self.relation_heads = relation_heads
         self.subtract_entropy = subtract_entropy
         self.with_prefix = with_prefix
+
+    def bind(self, student: nn.Module, teacher: nn.Module) -> None:
+        """See that every tap is the joint projection of an attention.
+
+        Raises:
+            ValueError: If one is not; names those there are.
+        """
+        for net, taps, who in (
+            (student, self.needs.taps_student, 'student'),
+            (teacher, self.needs.taps_teacher, 'teacher'),
+        ):
+            for tap in taps:
+                attention_heads(net, tap, who)
 
     def places(
         self, index: int, student: Observation, teacher: Observation

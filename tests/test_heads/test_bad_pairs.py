@@ -8,11 +8,11 @@ from mmdfkd.registry import MODELS
 BLOCK = 'backbone.layers.1'
 
 
-def convolutional(classes=5):
+def convolutional(classes=5, base=4):
     model = toy.classifier_model()
-    model['backbone'] = dict(type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4)
+    model['backbone'] = dict(type='ResNet_CIFAR', depth=18, base_channels=base, stem_channels=base)
     model['neck'] = dict(type='GlobalAveragePooling')
-    model['head'] = dict(type='LinearClsHead', num_classes=classes, in_channels=32)
+    model['head'] = dict(type='LinearClsHead', num_classes=classes, in_channels=8 * base)
     return model
 
 
@@ -66,8 +66,37 @@ def build(head, student=None):
                 taps_teacher=[f'{BLOCK}.attn.qkv'],
             ),
             convolutional(),
-            KeyError,
-            "'backbone.layer4' has no 'attn'",
+            ValueError,
+            "layer4.attn.qkv' of the student is no qkv layer .* not in this network at all",
+        ),
+        # What has a width divisible by 3 need not be queries, keys and values: tokens between
+        # blocks (24 channels), the projection behind an attention, a map of a CNN (24 channels).
+        (
+            dict(type='mmdfkd.QKVRelationHead', taps_student=[BLOCK]),
+            None,
+            ValueError,
+            rf"'{BLOCK}' of the student is no qkv layer .*\['backbone\.layers\.0\.attn\.qkv', ",
+        ),
+        (
+            dict(
+                type='mmdfkd.QKVRelationHead',
+                taps_student=[f'{BLOCK}.attn.qkv'],
+                taps_teacher=[f'{BLOCK}.attn.proj'],
+            ),
+            None,
+            ValueError,
+            rf"'{BLOCK}\.attn\.proj' of the teacher is no qkv layer",
+        ),
+        (
+            dict(
+                type='mmdfkd.QKVRelationHead',
+                taps_student=['backbone.layer3'],
+                taps_teacher=[f'{BLOCK}.attn.qkv'],
+                prefix_tokens=(0, 1),
+            ),
+            convolutional(base=6),
+            ValueError,
+            "'backbone.layer3' of the student .* not in this network at all",
         ),
         # Tokens that are no grid of the image without so many prefix tokens.
         (
