@@ -8,7 +8,7 @@ from mmdfkd.adapters import Observation
 from mmdfkd.losses import attention_consistency, attention_rows, head_attention, qkv_heads
 from mmdfkd.registry import MODELS
 
-from .attention_taps import attention_heads
+from .attention_taps import attention_heads, require_plain_attention
 from .token_head import TokenHead
 
 _MODES = {
@@ -27,7 +27,9 @@ class AttentionHead(TokenHead):
     outputs of ``qkv`` layers: fused attention gives no map, and only the rows asked for are made.
     The taps are these layers, such as ``backbone.layers.3.attn.qkv``. Single rows on another grid
     are resized to the teacher's. Biases of relative positions play no part here; blocks with
-    windows compare window by window, so both networks need the same windows.
+    windows compare window by window, so both networks need the same windows. Attentions that are
+    no such softmax (CaiT's talking heads, MiniViT's mixed ones, normalised or rotated queries and
+    keys) are refused.
 
     Args:
         mode (str): ``'mse'`` or ``'kl'`` of the mean over heads, see
@@ -78,17 +80,19 @@ class AttentionHead(TokenHead):
         """Ask the modules around the taps for their number of heads.
 
         Raises:
-            ValueError: If there is no attention around a tap.
+            ValueError: If there is no attention around a tap, or one whose rows are not these.
         """
-        if self.num_heads is not None:
-            return
-        self.num_heads = [
-            tuple(attention_heads(net, tap, who) for tap in taps)
-            for net, taps, who in (
-                (student, self.needs.taps_student, 'student'),
-                (teacher, self.needs.taps_teacher, 'teacher'),
-            )
-        ]
+        sides = (
+            (student, self.needs.taps_student, 'student'),
+            (teacher, self.needs.taps_teacher, 'teacher'),
+        )
+        for net, taps, who in sides:
+            for tap in taps:
+                require_plain_attention(net, tap, who)
+        if self.num_heads is None:
+            self.num_heads = [
+                tuple(attention_heads(net, tap, who) for tap in taps) for net, taps, who in sides
+            ]
 
     def pair_loss(self, index: int, student: Observation, teacher: Observation) -> Tensor:
         """Rows of both networks."""

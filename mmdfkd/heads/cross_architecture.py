@@ -14,7 +14,7 @@ from mmdfkd.losses import (
 from mmdfkd.registry import MODELS
 
 from .alignment import resize
-from .attention_taps import attention_heads
+from .attention_taps import attention_heads, require_plain_attention
 from .token_head import TokenHead
 
 
@@ -128,7 +128,12 @@ class CrossArchitectureHead(TokenHead):
         self.discriminator: nn.Sequential | None = None
 
     def bind(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Ask the teacher's attention for its number of heads."""
+        """Ask the teacher's attention for its number of heads.
+
+        Raises:
+            ValueError: If there is no attention around the tap, or one that is recomputed wrongly.
+        """
+        require_plain_attention(teacher, self.needs.taps_teacher[1], 'teacher')
         if self.num_heads is None:
             self.num_heads = attention_heads(teacher, self.needs.taps_teacher[1], 'teacher')
 

@@ -1,4 +1,4 @@
-"""Manifold distillation between networks of timm, as mmpretrain's TIMMBackbone has them."""
+"""Heads between networks of timm, as mmpretrain's TIMMBackbone has them."""
 
 import pytest
 import torch
@@ -94,3 +94,67 @@ def test_a_class_token_taken_for_a_patch_is_refused():
     heads = [dict(type='mmdfkd.ManifoldHead', **dict(settings, prefix_tokens=0))]
     with pytest.raises(ValueError, match=r'17 tokens.*prefix_tokens=\(student, teacher\)'):
         step(student, teacher, heads, 'mmpretrain', 32)
+
+
+def timm_vit(**settings):
+    return timm_model(
+        'vit_tiny_patch16_224', 24, patch_size=8, embed_dim=24, depth=2, num_heads=2, **settings
+    )
+
+
+def mini_vit():
+    model = vit()
+    arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
+    model['backbone'] = dict(type='mmdfkd.MiniViT', arch=arch, img_size=32, patch_size=8)
+    return model
+
+
+ATTENTION = dict(
+    type='mmdfkd.AttentionHead', rows='mean', taps_student=['backbone.layers.0.attn.qkv']
+)
+
+
+@pytest.mark.parametrize('num_heads', [None, (2, 2)])
+@pytest.mark.parametrize(
+    ('teacher', 'tap', 'prefix', 'message'),
+    [
+        (cait(24), f'{BLOCKS}.0.attn.qkv', (1, 0), r'TalkingHeadAttn\) mixes.* proj_l and proj_w'),
+        (timm_vit(qk_norm=True), f'{BLOCKS}.1.attn.qkv', 1, 'normalises.* q_norm and k_norm'),
+        (mini_vit(), 'backbone.layers.1.qkv', 1, r'MiniLayer\) mixes.* mix_logits and mix_att'),
+    ],
+    ids=['cait', 'qk_norm', 'mini_vit'],
+)
+def test_attention_of_another_form_is_refused(teacher, tap, prefix, message, num_heads):
+    """What softmax(q k' / sqrt(d)) does not give is no row to compare; relations of qkv are."""
+    pair = dict(taps_teacher=[tap], prefix_tokens=prefix)
+    with pytest.raises(ValueError, match=f"'{tap}' of the teacher .*{message}"):
+        heads = [dict(ATTENTION, num_heads=num_heads, **pair)]
+        step(vit(), teacher, heads, 'mmpretrain', 32)
+    heads = [dict(type='mmdfkd.QKVRelationHead', taps_student=ATTENTION['taps_student'], **pair)]
+    losses, _, _ = step(vit(), teacher, heads, 'mmpretrain', 32)
+    assert torch.isfinite(losses['loss_qkv'])
+
+
+def test_attention_without_norms_is_compared():
+    """An Identity in a norm's place is none."""
+    heads = [dict(ATTENTION, taps_teacher=[f'{BLOCKS}.1.attn.qkv'])]
+    losses, _, _ = step(vit(), timm_vit(), heads, 'mmpretrain', 32)
+    assert torch.isfinite(losses['loss_attention']) and losses['loss_attention'] > 0
+
+
+def test_a_student_of_another_attention_and_a_cross_architecture_teacher_are_refused():
+    heads = [dict(ATTENTION, taps_student=['backbone.layers.0.qkv'])]
+    with pytest.raises(ValueError, match=r'of the student \(MiniLayer\)'):
+        step(mini_vit(), vit(), heads, 'mmpretrain', 32)
+    cnn = vit()
+    cnn['backbone'] = dict(type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4)
+    cnn['neck'] = dict(type='GlobalAveragePooling')
+    cnn['head']['in_channels'] = 32
+    head = dict(
+        type='mmdfkd.CrossArchitectureHead',
+        tap_student='backbone.layer4',
+        tap_teacher=f'{BLOCKS}.1',
+        prefix_tokens=0,
+    )
+    with pytest.raises(ValueError, match=r'of the teacher \(TalkingHeadAttn\)'):
+        step(cnn, cait(24), [head], 'mmpretrain', 32)
