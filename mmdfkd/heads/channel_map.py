@@ -1,3 +1,4 @@
+import re
 from collections.abc import Mapping
 
 import torch
@@ -24,7 +25,8 @@ class ChannelMapHead(TokenHead):
 
     Args:
         space (str): Which map: ``'stream'`` for tokens between blocks, ``'pyramid'`` for levels of
-            a detector's pyramid. Defaults to ``'stream'``.
+            a detector's pyramid; of a Swin ``'stage0'``, ``'stage1'`` and so on for tokens within
+            that stage, ``'stream'`` being the last one's. Defaults to ``'stream'``.
         **kwargs: ``taps_student``, ``taps_teacher``, ``levels``, ``prefix_tokens`` and
             ``channels_last`` of :class:`~mmdfkd.heads.token_head.TokenHead`, ``loss_weight``,
             ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
@@ -37,8 +39,11 @@ class ChannelMapHead(TokenHead):
 
     def __init__(self, space: str = 'stream', **kwargs) -> None:
         super().__init__(**kwargs)
-        if space not in ('stream', 'pyramid'):
-            raise ValueError(f"ChannelMapHead: space must be 'stream' or 'pyramid', not {space!r}.")
+        if not re.fullmatch(r'stream|pyramid|stage\d+', space):
+            raise ValueError(
+                "ChannelMapHead: space must be 'stream', 'pyramid' or a stage such as 'stage0', "
+                f'not {space!r}.'
+            )
         self.space = space
         self.started = False
 

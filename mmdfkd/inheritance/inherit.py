@@ -120,6 +120,8 @@ def _inherit(
         pyramid_energy=None if maps is None else maps.energy,
         maps={'stream': plan.stream.read.clone()},
     )
+    for index, stage in enumerate(plan.stages):
+        report.maps[f'stage{index}'] = stage.read.clone()
     if maps is not None:
         report.maps['pyramid'] = maps.read.clone()
     report.agreement = heir.agreement(spared, maps)

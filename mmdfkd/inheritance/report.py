@@ -26,8 +26,8 @@ class InheritanceReport:
             probability there), and ``pyramid_cosine`` per level (through ``maps['pyramid']`` where
             widths differ).
         maps: ``'stream'`` ``[D, d]`` and, for detectors, ``'pyramid'`` ``[n, n']``: the student's
-            channels times them approximate the teacher's (a Swin's: of its last stage). A good
-            start for a feature aligner.
+            channels times them approximate the teacher's. A good start for a feature aligner. A
+            Swin has one for each stage, ``'stage0'`` and so on; its ``'stream'`` is the last.
     """
 
     method: str

@@ -318,7 +318,7 @@ class SwinHeir(Heir):
             first += len(old.blocks)
             if i + 1 < len(maps):
                 x, y = self._merge(i, maps[i], maps[i + 1], recipe, x, y)
-        return Plan(maps[-1], numbers, heads, energy, x, y)
+        return Plan(maps[-1], numbers, heads, energy, x, y, tuple(maps))
 
     def _embedding(
         self, images: Sequence[Tensor], stream: StreamMap, recipe: Recipe

@@ -37,6 +37,7 @@ class Plan:
         heads: Kept heads of each kept block.
         energy: Share of the normalised stream's energy in the kept directions.
         teacher_tokens, student_tokens: Per batch ``[B, ..., D]`` and ``[B, ..., d]``.
+        stages: Of a backbone with stages: the map of each; that of the last is ``stream``.
     """
 
     stream: StreamMap
@@ -45,6 +46,7 @@ class Plan:
     energy: float
     teacher_tokens: list[Tensor] = field(default_factory=list, repr=False)
     student_tokens: list[Tensor] = field(default_factory=list, repr=False)
+    stages: tuple[StreamMap, ...] = ()
 
 
 def held_out(index: int) -> bool:

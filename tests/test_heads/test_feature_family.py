@@ -372,6 +372,7 @@ def test_the_adversary_descends_and_the_student_ascends():
         (lambda: ChannelWiseHead(temperature=0), 'positive'),
         (lambda: SimRegHead(layers=0), 'linear layer'),
         (lambda: ChannelMapHead('tokens'), 'space'),
+        (lambda: ChannelMapHead('stage'), "such as 'stage0'"),
         (lambda: CrossArchitectureHead('a', 'b', replaced=2), 'replaced'),
     ],
 )

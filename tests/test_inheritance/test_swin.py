@@ -3,6 +3,8 @@ import torch
 from mmengine.config import Config
 from networks import MEAN, STD, build, smooth_images
 
+from mmdfkd.adapters import Memory, Observation, Targets
+from mmdfkd.heads import ChannelMapHead
 from mmdfkd.inheritance import inherit, shrink_config
 
 IMAGES = smooth_images(24, 32)
@@ -126,6 +128,34 @@ def test_channels_are_one_choice_across_stages_and_merging():
     columns = (channels[0][:, None] * 4 + torch.arange(4)).flatten()
     torch.testing.assert_close(weight, old[channels[1]][:, columns])
     assert errors['activation'] < 0.7 * errors['uniform']
+
+
+def test_every_stage_has_its_map_for_heads():
+    """By hand: mean squares between the student's tokens and the teacher's kept channels."""
+    cfg = swin_config()
+    teacher = build(cfg)
+    student = build(cfg, shrink_config(cfg, width=0.5, depth=1), seed=7)
+    report = inherit(teacher, student, IMAGES, 'select')
+    assert set(report.maps) == {'stream', 'stage0', 'stage1', 'stage2'}
+    assert torch.equal(report.maps['stage2'], report.maps['stream'])
+    for index, widths in enumerate(((8, 16), (16, 32), (32, 64))):
+        tap = f'backbone.stages.{index}.blocks.1'
+        with torch.no_grad():
+            own, other = (a.encode(HELD_OUT, [tap]).taps[tap] for a in (student, teacher))
+        head = ChannelMapHead(f'stage{index}', taps_student=[tap], prefix_tokens=0)
+        head.build_aligners(*({'neck': [1], tap: width} for width in widths))
+        head.start_from(report)
+        views = [Observation(Memory((), (32, 32), {tap: x})) for x in (own, other)]
+        (found,) = head(*views, Targets(), HELD_OUT).values()
+        kept = report.maps[f'stage{index}'].sum(1).nonzero().flatten()
+        assert len(kept) == widths[0]
+        wanted = other[..., kept].double()
+        expected = (own - wanted).square().mean() / wanted.square().mean()
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    absent = ChannelMapHead('stage3', taps_student=[tap], prefix_tokens=0)
+    absent.build_aligners(*({'neck': [1], tap: width} for width in widths))
+    with pytest.raises(ValueError, match=r"no map of the 'stage3', only of \['stage0', 'stage1'"):
+        absent.start_from(report)
 
 
 def test_heads_take_their_tables_along():
