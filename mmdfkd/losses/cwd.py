@@ -21,7 +21,8 @@ def cwd(
         teacher (Tensor): The same shape; no gradient flows into it.
         temperature (float): ``T > 0``. Defaults to 1.
         standardize (bool): First bring each channel to zero mean and unit variance over the batch,
-            as a BatchNorm without affine and running statistics. Defaults to False.
+            as a BatchNorm without affine and running statistics; a thousandth of the channels' mean
+            variance is added to each, as in :func:`~mmdfkd.losses.pkd`. Defaults to False.
 
     Returns:
         Tensor: Scalar.
