@@ -20,11 +20,13 @@ class HungarianQueryHead(QueryHead):
 
     The costs of all images are computed at once and cross to the CPU once. The published matching
     is done anew in every layer; a query means nearly the same object in all of them, so one
-    matching at the last layer serves all by default.
+    matching at the last layer serves all by default. Every layer of the student follows the
+    teacher's last, matched or not; published is the teacher's same layer (detection_style.md 1.1),
+    which asks for decoders of one depth.
 
     Args:
-        matching (str): ``'last'`` pairs the queries once, at the last layers; ``'each'`` in every
-            layer of the student. Defaults to ``'last'``.
+        matching (str): ``'last'`` pairs the queries once, at the last layers; ``'each'`` anew in
+            every layer of the student, with the teacher's last. Defaults to ``'last'``.
         cost (tuple[float, float, float]): Weights of classes, L1 and GIoU in the matching. Defaults
             to DETRDistill's (1, 5, 2).
         **kwargs: ``temperature``, ``floor``, ``cls_weight``, ``l1_weight`` and ``giou_weight`` of
