@@ -10,14 +10,27 @@ from .normalizer import Normalizer
 from .observation import EncoderMemory, Memory, Observation, Probe, Response, Targets
 from .one_stage import OneStageAdapter
 from .queries import Queries, QueryAnswers, QueryProbe, QueryResponse
+from .timm_classifier import TimmClassifierAdapter
 from .two_stage import TwoStageAdapter
 
 FAMILIES: tuple[type[Adapter], ...] = (
     ClassifierAdapter,
+    TimmClassifierAdapter,
     TwoStageAdapter,
     DetrAdapter,
     OneStageAdapter,
 )
+
+
+# What to take in the place of networks that no adapter runs.
+_INSTEAD = {
+    'HuggingFaceClassifier': (
+        "mmpretrain's wrapper gives neither features nor a head to ask. A ViT or DeiT of Hugging "
+        "Face is run as mmpretrain's ImageClassifier with VisionTransformer or "
+        'DistilledVisionTransformer, which takes its checkpoint as it is; many others are in timm '
+        "(mmpretrain's TimmClassifier)."
+    )
+}
 
 
 def build_adapter(net: nn.Module, normalizer: Normalizer) -> Adapter:
@@ -29,6 +42,8 @@ def build_adapter(net: nn.Module, normalizer: Normalizer) -> Adapter:
     for family in FAMILIES:
         if family.supports(net):
             return family(net, normalizer)
+    if type(net).__name__ in _INSTEAD:
+        raise TypeError(f'No adapter runs a {type(net).__name__}: {_INSTEAD[type(net).__name__]}')
     known = '; '.join(f.family + (f' ({f.examples})' if f.examples else '') for f in FAMILIES)
     raise TypeError(
         f'No adapter runs a {type(net).__name__}. Supported families: {known}. To add one, '
@@ -57,6 +72,7 @@ __all__ = [
     'QueryResponse',
     'Response',
     'Targets',
+    'TimmClassifierAdapter',
     'TwoStageAdapter',
     'build_adapter',
 ]

@@ -14,12 +14,8 @@ class ClassifierAdapter(Adapter):
 
     @classmethod
     def supports(cls, net: nn.Module) -> bool:
-        """True for mmpretrain classifiers."""
-        return type(net).__name__ in (
-            'ImageClassifier',
-            'TimmClassifier',
-            'HuggingFaceClassifier',
-        ) and hasattr(net, 'head')
+        """True for an ``ImageClassifier`` with a head."""
+        return type(net).__name__ == 'ImageClassifier' and getattr(net, 'head', None) is not None
 
     @property
     def num_classes(self) -> int:

@@ -54,8 +54,8 @@ def scope_of(cfg: Config) -> str:
 def without_files(cfg: Mapping) -> ConfigDict:
     """A copy of a model config that downloads and loads nothing.
 
-    Every ``Pretrained`` among its ``init_cfg`` and every ``pretrained`` is removed; how random
-    weights are drawn stays.
+    Every ``Pretrained`` among its ``init_cfg``, every ``pretrained`` and timm's ``checkpoint_path``
+    are removed; how random weights are drawn stays.
     """
 
     def reads(init) -> bool:
@@ -69,7 +69,9 @@ def without_files(cfg: Mapping) -> ConfigDict:
             return value
         kept = {}
         for key, inner in value.items():
-            if key == 'pretrained' and isinstance(inner, str):
+            if key == 'pretrained' and (isinstance(inner, str) or inner is True):
+                continue
+            if key == 'checkpoint_path':
                 continue
             if key == 'init_cfg' and inner is not None:
                 several = isinstance(inner, list | tuple)
@@ -107,11 +109,30 @@ def build_network(cfg: Config, keep_init: bool = False) -> nn.Module:
         model = without_files(model)
     with DefaultScope.overwrite_default_scope(scope_of(cfg)):
         net = MODELS.build(model)
+    if type(net).__name__ == 'TimmClassifier':
+        _mend_timm(net, model)
     # Deformable DETR and DINO leave it as the memory was, not finite at times, until their weights
     # are initialised or loaded; gradients are traced before.
     if isinstance(getattr(net, 'level_embed', None), nn.Parameter):
         nn.init.zeros_(net.level_embed)
     return net if torch.cuda.is_available() else revert_sync_batchnorm(net)
+
+
+def _mend_timm(net: nn.Module, model: Mapping) -> None:
+    """Keep weights that timm has loaded, and timm's names also where the network is a part."""
+    if model.get('pretrained') or model.get('checkpoint_path'):
+        # As mmpretrain's TIMMBackbone does: timm's own init_weights would draw new ones.
+        net.model.is_init = True
+    for key, hook in net._state_dict_hooks.items():
+        if getattr(hook, '__name__', '') == '_remove_state_dict_prefix':
+            net._state_dict_hooks[key] = _names_of_timm
+
+
+def _names_of_timm(net: nn.Module, state_dict: dict, prefix: str, local_metadata) -> None:
+    """State-dict hook in the place of mmpretrain's, whose new mapping a parent never sees."""
+    inner = f'{prefix}model.'
+    for key in [k for k in state_dict if k.startswith(inner)]:
+        state_dict[prefix + key.removeprefix(inner)] = state_dict.pop(key)
 
 
 def silent_norms(net: nn.Module) -> list[str]:

@@ -71,7 +71,8 @@ class RecalibrationHead(DistillHead):
         self.needs = Needs(taps_student=taps, taps_teacher=taps)
         self._patches = tuple(backbone.patches[i] for i in layers)
         own = backbone.num_extra_tokens
-        self._prefix = (own, getattr(teacher.backbone, 'num_extra_tokens', own))
+        whole = getattr(teacher, 'backbone', None)
+        self._prefix = (own, getattr(whole, 'num_extra_tokens', own))
         self._whole = backbone.grid[0] * backbone.grid[1]
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:

@@ -70,6 +70,12 @@ def inherit(
             "The student's data_preprocessor gives another input than the teacher's (mean, std "
             'or channel order): make them equal.'
         )
+    for net in (teacher.net, student.net):
+        if not hasattr(net, 'backbone'):
+            raise ValueError(
+                f'A {type(net).__name__} has no backbone of its own to inherit from or to: set '
+                "model.student.init to 'random', 'config' or a checkpoint."
+            )
     backbone = getattr(student.net, 'backbone', None)
     if isinstance(backbone, MiniViT):
         return inherit_multiplexed(teacher, student, images)

@@ -86,7 +86,9 @@ def counted(net: nn.Module, size: tuple[int, int]) -> Iterator[PassCount]:
     def block(_: nn.Module, args: tuple, __) -> None:
         seen(args[0], args[0].shape[1] / tokens)
 
-    handles = [getattr(net, 'backbone', net).register_forward_hook(whole)]
+    # A network of timm is never called as a whole; its first convolution sees the images.
+    stem = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), net)
+    handles = [getattr(net, 'backbone', stem).register_forward_hook(whole)]
     if tokens:
         handles.append(net.get_submodule(layers[0].block).register_forward_hook(block))
     try:

@@ -110,7 +110,8 @@ def inspect_teacher(teacher: Adapter, student: bool = True, targets: bool = True
     net = teacher.net
     layers = attention_layers(net)
     heads = [layer.num_heads for layer in layers]
-    backbone = getattr(net, 'backbone', net)
+    # A network of timm as a whole lies below model.
+    backbone = getattr(net, 'backbone', getattr(net, 'model', net))
     return TeacherReport(
         family=teacher.family,
         network=f'{type(net).__name__} on {type(backbone).__name__}',

@@ -4,33 +4,7 @@ import pytest
 import torch
 import toy
 from test_feature_networks import step
-
-
-def timm_model(name, dims, **settings):
-    """A classifier with a small network of timm for 32 px; its head is not asked here."""
-    return dict(
-        type='ImageClassifier',
-        data_preprocessor=dict(mean=toy.MEAN, std=toy.STD, to_rgb=True),
-        backbone=dict(type='TIMMBackbone', model_name=name, img_size=32, **settings),
-        head=dict(type='LinearClsHead', num_classes=5, in_channels=dims),
-    )
-
-
-def swin(dims):
-    """Maps [B, 8, 8, dims] and then [B, 4, 4, 2 dims], channels last."""
-    return timm_model(
-        'swin_tiny_patch4_window7_224',
-        2 * dims,
-        embed_dim=dims,
-        depths=(1, 1),
-        num_heads=(2, 2),
-        window_size=2,
-    )
-
-
-def cait(dims):
-    """Tokens [B, 16, dims]: patches alone, the class token comes after its blocks."""
-    return timm_model('cait_xxs24_224', dims, patch_size=8, embed_dim=dims, depth=3, num_heads=2)
+from timm_nets import cait, swin
 
 
 def vit():

@@ -63,9 +63,10 @@ class BoundaryPreservingPrior(Prior):
                 f'a {teacher.family} teacher names no class of a whole image; '
                 'mmdfkd.ContrastivePrior needs no classes'
             )
-        if not hasattr(teacher.net.head, 'pre_logits'):
+        head = getattr(teacher.net, 'head', teacher.net)
+        if not hasattr(head, 'pre_logits'):
             return (
-                f'{type(teacher.net.head).__name__} does not give the features before its last '
+                f'{type(head).__name__} does not give the features before its last '
                 'layer (pre_logits); mmdfkd.ContrastivePrior takes those of the backbone'
             )
         return None

@@ -93,13 +93,16 @@ def windowed_layers(net: nn.Module) -> int:
 
 
 def batch_norms(net: nn.Module) -> dict[str, _BatchNorm]:
-    """Batch norms of backbone and neck that keep statistics, by dotted name."""
+    """Batch norms of backbone and neck that keep statistics, by dotted name.
+
+    Of a network of timm all: it is not divided.
+    """
     return {
         name: module
         for name, module in net.named_modules()
         if isinstance(module, _BatchNorm)
         and module.running_mean is not None
-        and name.split('.')[0] in ('backbone', 'neck')
+        and name.split('.')[0] in ('backbone', 'neck', 'model')
     }
 
 
