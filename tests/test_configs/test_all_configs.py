@@ -88,6 +88,9 @@ def test_its_model_builds_and_its_run_is_whole(name):
     if '/sit/' in name:
         # All of its teacher's weights, on fewer patches.
         share = 1.1
+    if 'mini-vit128' in name:
+        # Blocks share their matrices by twos; norms, convolutions and embeddings are its own.
+        share = 0.53
     assert student < share * teacher
     assert cfg.train_cfg.val_interval <= cfg.train_cfg.max_iters
     if distiller.data_free:
