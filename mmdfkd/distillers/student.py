@@ -1,4 +1,4 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -30,7 +30,10 @@ def blank(adapter: Adapter, image_size: tuple[int, int]) -> Tensor:
 
 
 def widths_of(
-    adapter: Adapter, taps: Sequence[str], image_size: tuple[int, int]
+    adapter: Adapter,
+    taps: Sequence[str],
+    image_size: tuple[int, int],
+    channels_last: Mapping[str, bool] | None = None,
 ) -> dict[str, list | int]:
     """Channel counts, by one forward of a blank image.
 
@@ -38,6 +41,8 @@ def widths_of(
         adapter (Adapter): The network.
         taps (Sequence[str]): Modules whose outputs are wanted.
         image_size (tuple[int, int]): Height and width in pixels.
+        channels_last (Mapping[str, bool], optional): Of taps with maps, whether they are ``[B, H,
+            W, C]``. Of others it is guessed: the channels are more than rows and columns.
 
     Returns:
         dict[str, list | int]: Of the features (``'neck'``, for a classifier ``'backbone'``; a
@@ -46,15 +51,17 @@ def widths_of(
     with evaluating(adapter.net), torch.no_grad():
         memory = adapter.encode(blank(adapter, image_size), taps)
 
-    def channels(value) -> int:
+    def channels(value, last: bool | None = None) -> int:
         value = value[-1] if isinstance(value, (tuple, list)) else value
         # Maps are [B, C, H, W]; tokens [B, N, C] or [B, H, W, C] of a ViTDet block.
-        return value.shape[1] if value.dim() == 4 and not _tokens_last(value) else value.shape[-1]
+        last = _tokens_last(value) if last is None and value.dim() == 4 else last
+        return value.shape[1] if value.dim() == 4 and not last else value.shape[-1]
 
     outputs = [channels(f) for f in memory.feats]
     widths: dict[str, list | int] = {'neck': outputs, 'backbone': outputs}
     widths['neck_sizes'] = [tuple(getattr(f, 'shape', ())[2:]) for f in memory.feats]
-    widths.update({name: channels(value) for name, value in memory.taps.items()})
+    said = channels_last or {}
+    widths.update({name: channels(v, said.get(name)) for name, v in memory.taps.items()})
     return widths
 
 
@@ -125,8 +132,15 @@ class Student(nn.Module):
         for head in self.heads:
             head.bind(self.net, teacher.net)
         needs = self.needs
-        mine = widths_of(self.adapter, needs.taps_student, image_size)
-        theirs = widths_of(teacher, needs.taps_teacher, image_size)
+        # Where the grid is finer than the width, only the head's own setting tells.
+        last = {
+            tap: head.channels_last
+            for head in self.heads
+            if getattr(head, 'channels_last', None) is not None
+            for tap in (*head.needs.taps_student, *head.needs.taps_teacher)
+        }
+        mine = widths_of(self.adapter, needs.taps_student, image_size, last)
+        theirs = widths_of(teacher, needs.taps_teacher, image_size, last)
         for head in self.heads:
             head.build_aligners(mine, theirs)
 

@@ -6,6 +6,10 @@ import toy
 from test_feature_networks import step
 from timm_nets import cait, swin
 
+from mmdfkd.adapters import Normalizer, Targets, build_adapter
+from mmdfkd.distillers.student import Student
+from mmdfkd.registry import MODELS
+
 
 def vit():
     """Tokens [B, 1 + 16, 16]: a class token before the patches."""
@@ -132,3 +136,29 @@ def test_a_student_of_another_attention_and_a_cross_architecture_teacher_are_ref
     )
     with pytest.raises(ValueError, match=r'of the teacher \(TalkingHeadAttn\)'):
         step(cnn, cait(24), [head], 'mmpretrain', 32)
+
+
+def test_maps_finer_than_they_are_wide():
+    """At 96 px Swin's first maps are 24 x 24 x 16: only ``channels_last`` tells what is what."""
+    torch.manual_seed(0)
+    models = swin(16), swin(8)
+    for model in models:
+        model['backbone']['img_size'] = 96
+    normalizer = Normalizer.from_config(toy.whole(models[0], 'mmpretrain'))
+    tap = f'{STAGES}.0.blocks.0'
+    head = MODELS.build(dict(type='mmdfkd.FeatureHead', taps_student=[tap], channels_last=True))
+    nets = [toy.build(model, i, 'mmpretrain') for i, model in enumerate(models)]
+    student = Student(nets[0], normalizer, [head])
+    teacher = build_adapter(nets[1], normalizer)
+    student.build_aligners(teacher, (96, 96))
+    assert head.widths == ((16,), (8,))
+    images = toy.images(2, 96)
+    seen = teacher.observe(images, [tap])
+    loss = student(images, seen, Targets())['loss_feature']
+    mine = student.adapter.encode(images, [tap]).taps[tap].double()
+    theirs = seen.memory.taps[tap].double()
+    assert mine.shape == (2, 24, 24, 16)
+    (linear,) = (m.double() for m in head.aligners.modules() if isinstance(m, torch.nn.Linear))
+    error = mine @ linear.weight.T + linear.bias - theirs
+    expected = error.pow(2).mean() / theirs.pow(2).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
