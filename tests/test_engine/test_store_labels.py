@@ -1,9 +1,11 @@
 """Labels are stored once and replayed without the teacher, to the same student."""
 
 import copy
+import json
 import runpy
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,8 +21,38 @@ ROOT = Path(__file__).resolve().parents[2]
 CLASSES, TOP, STEPS, BATCH = 5, 3, 3, 4
 
 
-def config(folder, name, teacher, **head):
-    """A classifier's run on procedural images, its steps in the place of ``toy``'s detector's."""
+PHOTOS = 5
+
+
+def photos(folder):
+    """A folder of images of several sizes, and the dataset that augments them; no labels."""
+    for i in range(PHOTOS):
+        image = toy.images(1, 40 + 4 * i, seed=i)[0]
+        path = folder / 'photos' / f'{i}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        assert cv2.imwrite(str(path), pixels[..., ::-1])
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='RandomResizedCrop', scale=32),
+        dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+        dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4),
+        dict(type='PackInputs'),
+    ]
+    dataset = dict(
+        type='CustomDataset',
+        data_prefix=str(folder / 'photos'),
+        with_label=False,
+        pipeline=pipeline,
+    )
+    return dict(type='mmdfkd.SeededDataset', dataset=dataset)
+
+
+def config(folder, name, teacher, real=False, **head):
+    """A classifier's run, its steps in the place of ``toy``'s detector's.
+
+    On procedural images, or on augmented ones of a folder: more samples than it has images.
+    """
     cfg = toy.run_config(folder)
     model = toy.classifier_model(classes=CLASSES)
     cfg.update(default_scope='mmpretrain', work_dir=str(folder / name))
@@ -34,6 +66,9 @@ def config(folder, name, teacher, **head):
     cfg['optim_wrapper']['optimizer'] = dict(type='SGD', lr=0.1)
     cfg['train_dataloader'].update(batch_size=BATCH)
     cfg['train_dataloader']['dataset'].update(image_size=32, metainfo=None)
+    if real:
+        cfg['train_dataloader']['dataset'] = photos(folder)
+        cfg['model'].update(source=dict(type='mmdfkd.DatasetSource'), data_free=False)
     cfg['train_cfg'] = dict(type='IterBasedTrainLoop', max_iters=STEPS)
     for split in ('val', 'test'):
         for part in ('dataloader', 'cfg', 'evaluator'):
@@ -41,17 +76,21 @@ def config(folder, name, teacher, **head):
     return cfg
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def stored(folder, real):
     """Labels written by the tool, which is given the config of an ordinary run."""
-    folder = tmp_path_factory.mktemp('stored')
     net = toy.build(toy.classifier_model(classes=CLASSES), seed=3, scope='mmpretrain')
     torch.save(net.state_dict(), folder / 'classifier.pth')
-    cfg = config(folder, 'live', dict(checkpoint=str(folder / 'classifier.pth')))
+    cfg = config(folder, 'live', dict(checkpoint=str(folder / 'classifier.pth')), real)
     path = toy.write_config(cfg, folder / 'live.py')
     tool = runpy.run_path(str(ROOT / 'tools' / 'store_labels.py'))
     tool['main']([str(path), str(folder / 'labels.pth'), '--top-k', str(TOP)])
     return folder
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """With labels of procedural images."""
+    return stored(tmp_path_factory.mktemp('stored'), False)
 
 
 def trained(cfg):
@@ -69,12 +108,19 @@ def test_what_is_stored(folder):
     assert content['meta'] == dict(stored_labels=1, seed=3, num_classes=CLASSES)
 
 
-def test_replaying_gives_the_same_student(folder):
+@pytest.mark.parametrize('real', [False, True])
+def test_replaying_gives_the_same_student(folder, tmp_path, real):
     """But for the halves in which probabilities are kept."""
-    live = trained(config(folder, 'live', dict(checkpoint=str(folder / 'classifier.pth'))))
+    folder = stored(tmp_path, real) if real else folder
+    live = trained(config(folder, 'live', dict(checkpoint=str(folder / 'classifier.pth')), real))
     (folder / 'classifier.pth').rename(folder / 'gone.pth')
     try:
-        cfg = config(folder, 'replay', dict(labels=str(folder / 'labels.pth')))
+        cfg = config(folder, 'replay', dict(labels=str(folder / 'labels.pth')), real)
+        if real:
+            # Each pass augments anew, in a process of its own as in this one.
+            sums = StoredLabels.read(folder / 'labels.pth')._parts[0][2]
+            assert len(set(sums.tolist())) == STEPS * BATCH > PHOTOS
+            cfg['train_dataloader']['num_workers'] = 1
         # Those that ask a teacher about images have none here, and let the run be.
         watching = ('mmdfkd.SyntheticQualityHook', 'mmdfkd.SyntheticVisHook')
         cfg['custom_hooks'] = [*cfg['custom_hooks'], *(dict(type=name) for name in watching)]
@@ -85,9 +131,21 @@ def test_replaying_gives_the_same_student(folder):
     moved = max(float((live[k] - v).abs().max()) for k, v in start.items())
     apart = max(float((live[k] - v).abs().max()) for k, v in replayed.items())
     assert moved > 1e-4 and apart < 0.02 * moved
-    wrong = config(folder, 'wrong', dict(labels=str(folder / 'labels.pth')))
+    if real:
+        report = json.loads((folder / 'replay' / 'run.json').read_text())
+        assert not report['data_free'] and report['train_images_read'] > 0
+    wrong = config(folder, 'wrong', dict(labels=str(folder / 'labels.pth')), real)
     with pytest.raises(ValueError, match='stored for the seed 3'):
         toy.runner_of(dict(wrong, randomness=dict(seed=4))).train()
+
+
+def test_an_image_that_was_exchanged_is_noticed(tmp_path):
+    stored(tmp_path, True)
+    cfg = config(tmp_path, 'replay', dict(labels=str(tmp_path / 'labels.pth')), True)
+    for path in (tmp_path / 'photos').glob('*.png'):
+        assert cv2.imwrite(str(path), 255 - cv2.imread(str(path)))
+    with pytest.raises(ValueError, match='is another image than the one that its label'):
+        toy.runner_of(cfg).train()
 
 
 def test_the_logits_stand_for_the_stored_distribution(tmp_path):
