@@ -4,7 +4,7 @@ import pytest
 import torch
 import toy
 from test_feature_networks import step
-from timm_nets import cait, swin
+from timm_nets import backbone_model, cait, swin
 
 from mmdfkd.adapters import Normalizer, Targets, build_adapter
 from mmdfkd.distillers.student import Student
@@ -75,7 +75,7 @@ def test_a_class_token_taken_for_a_patch_is_refused():
 
 
 def timm_vit(**settings):
-    return timm_model(
+    return backbone_model(
         'vit_tiny_patch16_224', 24, patch_size=8, embed_dim=24, depth=2, num_heads=2, **settings
     )
 
