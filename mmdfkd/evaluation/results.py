@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from .retention import too_weak
 from .table import markdown_table
 
 _NUMBER = (int, float)
@@ -31,6 +32,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
 OPTIONAL: dict[str, tuple[type, ...]] = {
     'synthesis_seconds': _NUMBER,
     'teacher_passes': _NUMBER,
+    'teacher_mAP_50': _NUMBER,
 }
 """Fields of a result line and their types.
 
@@ -38,8 +40,9 @@ OPTIONAL: dict[str, tuple[type, ...]] = {
 varies) and ``init`` the student's start; the first of ``metrics`` is the main one, and ``teacher``
 and ``ceiling`` (the same student distilled on the real training images) are its values for those,
 null where there is none. Of :data:`OPTIONAL`, ``synthesis_seconds`` is the part of ``seconds`` that
-preparing and refreshing the image source took, and ``teacher_passes`` what was asked of the
-teacher (:mod:`~mmdfkd.evaluation.teacher_passes`).
+preparing and refreshing the image source took, ``teacher_passes`` what was asked of the
+teacher (:mod:`~mmdfkd.evaluation.teacher_passes`), and ``teacher_mAP_50`` the box AP50 of a teacher
+that is a detector: below :data:`~mmdfkd.evaluation.retention.LEAST_AP50` there is no retention.
 """
 
 
@@ -155,6 +158,12 @@ def _share(results: list[dict], of: str) -> str:
     return f'{mean(shares):.1f} %' if len(shares) == len(results) else ''
 
 
+def _retention(results: list[dict]) -> str:
+    """Share of the teacher's metric, or why there is none."""
+    known = [r['teacher_mAP_50'] for r in results if 'teacher_mAP_50' in r]
+    return too_weak(min(known, default=None)) or _share(results, 'teacher')
+
+
 def _mean_of(results: list[dict], field: str) -> str:
     """Rounded mean; empty where a run does not have it."""
     known = all(field in result for result in results)
@@ -207,7 +216,7 @@ def results_markdown(results: list[dict[str, Any]]) -> str:
         'teacher': lambda g: (
             _number(g[0]['teacher'], [g[0]['teacher']]) if g[0]['teacher'] is not None else ''
         ),
-        'retention': lambda g: _share(g, 'teacher'),
+        'retention': _retention,
         'of ceiling': lambda g: _share(g, 'ceiling'),
         'steps': lambda g: str(g[0]['steps']),
         'seconds': lambda g: f'{mean(r["seconds"] for r in g):.0f}',

@@ -1,6 +1,5 @@
 """The figures of a run: teacher, student at its start, and student, on the run's own test set."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from mmdfkd.adapters import Adapter, Normalizer, build_adapter
 from .cost import count_parameters, interleaved_latency, predict_flops, proposal_count
 from .finished_run import FinishedRun
 from .predictions import spread
+from .retention import retention
 from .testing import Tested, test_network
 
 # Under these names an evaluator reports what the report shows: the last part of the key, best
@@ -69,11 +69,6 @@ def pick_metrics(metrics: Mapping[str, float], wanted: tuple[str, ...]) -> dict[
         # mmdet's COCO metric returns nothing at all where a network detects nothing.
         picked = dict.fromkeys(wanted, 0.0)
     return picked
-
-
-def retention(student: float, teacher: float) -> float | None:
-    """Share of the teacher's metric that the student keeps; None where there is none to keep."""
-    return round(student / teacher, 4) if teacher > 0 and math.isfinite(student) else None
 
 
 def _adapter(tested: Tested, input_order: str = 'auto') -> Adapter:
@@ -164,11 +159,11 @@ def evaluate_run(
         student=entry('student', student, _adapter(student)),
     )
     main = wanted[0]
-    reference = report['teacher'][main]
-    report['retention'] = retention(report['student'][main], reference)
+    reference = report['teacher'][main], report['teacher'].get('bbox_mAP_50')
+    report['retention'] = retention(report['student'][main], *reference)
     report['student_at_start'] = pick_metrics(start, wanted) if start is not None else None
     report['retention_at_start'] = (
-        retention(report['student_at_start'][main], reference) if start is not None else None
+        retention(report['student_at_start'][main], *reference) if start is not None else None
     )
     for key in ('train_images_read', 'steps', 'seconds', 'seed', 'commit'):
         report[key] = facts.get(key)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .quality_table import quality_section
+from .retention import too_weak
 
 _ROWS = (('teacher', 'teacher'), ('student_at_start', 'student at start'), ('student', 'student'))
 _METRICS = (
@@ -57,8 +58,9 @@ def _percent(share: float | None) -> str:
 
 
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    kept = _percent(report['retention'])
-    if report.get('student_at_start') is not None:
+    weak = too_weak(report['teacher'].get('bbox_mAP_50'))
+    kept = weak or _percent(report['retention'])
+    if report.get('student_at_start') is not None and not weak:
         how = f', init={report["init"]}' if report.get('init') else ''
         kept += f' (at start{how}: {_percent(report["retention_at_start"])})'
     read = report.get('train_images_read')

@@ -49,6 +49,7 @@ def test_written_lines_are_read_back(tmp_path):
         (dict(teacher=dict(bbox_mAP=0.7)), 'teacher'),
         (dict(extra=1), 'extra'),
         (dict(synthesis_seconds='1'), 'synthesis_seconds'),
+        (dict(teacher_mAP_50=None), 'teacher_mAP_50'),
         (dict(benchmark='other'), 'other.jsonl'),
     ],
 )
@@ -141,6 +142,19 @@ def test_synthesis_seconds_are_shown_where_known(tmp_path):
     rows = _rows(results_markdown(read_results(path)))
     assert [r['synthesis seconds'] for r in rows] == ['', '42']
     assert 'synthesis seconds' not in _rows(results_markdown([result()]))[0]
+
+
+def test_a_weak_teacher_gives_no_retention(tmp_path):
+    """Where a line names its AP50; older lines do not."""
+    path = tmp_path / 'ablation.jsonl'
+    append_result(path, **result())
+    append_result(path, **result(row='noise', teacher_mAP_50=0.3))
+    for seed, found in enumerate((0.301, 0.299)):
+        append_result(path, **result(row='inverted', seed=seed, teacher_mAP_50=found))
+    rows = _rows(results_markdown(read_results(path)))
+    said = "none: the teacher's AP50, 0.299, is below 0.3"
+    assert [r['retention'] for r in rows] == ['80.0 %', '80.0 %', said]
+    assert [r['of ceiling'] for r in rows] == ['93.8 %'] * 3
 
 
 def test_percentages_have_two_decimals():

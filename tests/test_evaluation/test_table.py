@@ -76,6 +76,13 @@ def test_no_start_and_no_retention():
     assert 'not defined' in text
 
 
+def test_a_weak_teacher_gives_no_retention():
+    report = REPORT | dict(teacher=REPORT['teacher'] | dict(bbox_mAP=0.1, bbox_mAP_50=0.25))
+    text = text_table(report | dict(retention=None, retention_at_start=None))
+    (line,) = (line for line in text.splitlines() if line.startswith('retention'))
+    assert line.endswith("  none: the teacher's AP50, 0.250, is below 0.3")
+
+
 def test_markdown():
     look = dict(
         images=8,

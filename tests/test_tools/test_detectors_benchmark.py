@@ -10,6 +10,7 @@ from tiny_runs import ROOT
 
 from mmdfkd.distillers import build_network
 from mmdfkd.distillers.student_spec import student_config
+from mmdfkd.evaluation import read_results, results_markdown
 from mmdfkd.evaluation.benchmark import moved
 
 
@@ -124,6 +125,26 @@ def test_finished_runs_are_not_repeated(tool, folder):
     for changed in (dict(steps=400), dict(seeds=(7,))):
         other = tool.Plan('digits', sizes=[40], inits=['inherit'], **changed)
         assert tool.next_run(other, tool.read_lines()).row == tool.REAL
+
+
+def test_a_line_holds_the_teacher_s_ap50(tool, folder, monkeypatch):
+    """By which the table decides whether there is a retention."""
+    run = tool.Plan('aerial_cars').run(50, tool.REAL, 'random', 0)
+    facts = dict(teacher_checkpoint='teacher.pth', seconds=9.0, synthesis_seconds=0.0)
+    facts |= dict(steps=run.steps, threads=1, commit='abc1234')
+    (folder / run.name).mkdir()
+    (folder / run.name / 'run.json').write_text(json.dumps(facts))
+    found = {'teacher_config.py': ((0.1, 0.25), 1000), 'student_config.py': ((0.08, 0.2), 474)}
+
+    def measure(work_dir, checkpoint, config='student_config.py'):
+        values, parameters = found[config]
+        return dict(zip(tool.METRICS, values, strict=False)), parameters
+
+    monkeypatch.setattr(tool, 'measure', measure)
+    monkeypatch.setattr(tool, 'train', lambda *_: ['python', 'tools/train.py'])
+    line = tool.Benchmark(folder, 'work_dirs').make(run, {})
+    assert (line['teacher'], line['teacher_mAP_50'], line['ceiling']) == (0.1, 0.25, 0.08)
+    assert 'AP50, 0.250, is below 0.3' in results_markdown(read_results(tool.RESULTS))
 
 
 def test_asked_for_rows_are_run_for_every_student(tool, folder):

@@ -77,6 +77,11 @@ def test_detection_report_holds_the_figures(detection):
     assert report['proposals'] == 200
     assert report['test_images'] == 4
     assert {'retention', 'retention_at_start', 'student_at_start', 'init', 'source'} <= set(report)
+    own, start, teacher = (report[k] for k in ('student', 'student_at_start', 'teacher'))
+    given = teacher['bbox_mAP_50'] >= 0.3
+    for part, name in ((own, 'retention'), (start, 'retention_at_start')):
+        share = part['bbox_mAP'] / teacher['bbox_mAP'] if given else None
+        assert report[name] == (share and pytest.approx(share, abs=1e-3))
 
 
 def test_parameters_are_those_of_the_files(detection):
@@ -239,3 +244,6 @@ def test_retention_needs_a_teacher():
     assert retention(0.3, 0.4) == 0.75
     assert retention(0.3, 0.0) is None
     assert retention(float('nan'), 0.4) is None
+    # Of which AP50 is known, and is enough.
+    assert retention(0.15, 0.2, 0.3) == 0.75
+    assert retention(0.15, 0.2, 0.299) is None

@@ -386,13 +386,13 @@ class Benchmark:
         root: Where the work directories are.
         shown: The same as it is shown in the lines.
         data_root: Where the set is, if elsewhere than its config says.
-        teacher: Its mAP and parameters, once measured.
+        teacher: Its metrics and parameters, once measured.
     """
 
     root: Path
     shown: str
     data_root: str | None = None
-    teacher: tuple[float, int] | None = None
+    teacher: tuple[dict[str, float], int] | None = None
 
     def make(self, run: Run, lines: Mapping[Run, Mapping]) -> dict[str, Any]:
         """Make one run and append its line.
@@ -420,10 +420,7 @@ class Benchmark:
             )
         facts = json.loads((work_dir / 'run.json').read_text())
         if self.teacher is None:
-            metrics, parameters = measure(
-                work_dir, facts['teacher_checkpoint'], 'teacher_config.py'
-            )
-            self.teacher = metrics[METRICS[0]], parameters
+            self.teacher = measure(work_dir, facts['teacher_checkpoint'], 'teacher_config.py')
         student = 'student_start.pth' if start else 'student.pth'
         metrics, parameters = measure(work_dir, str(work_dir / student))
         seconds = facts['seconds'] if not start else (facts['inheritance'] or {}).get('seconds', 0)
@@ -435,7 +432,8 @@ class Benchmark:
             init=run.init,
             seed=run.seed,
             metrics=metrics,
-            teacher=self.teacher[0],
+            teacher=self.teacher[0][METRICS[0]],
+            teacher_mAP_50=self.teacher[0][METRICS[1]],
             ceiling=self._ceiling(run, lines, metrics),
             steps=0 if start else facts['steps'],
             seconds=round(seconds, 1),
