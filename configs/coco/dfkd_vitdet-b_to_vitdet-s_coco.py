@@ -17,7 +17,7 @@ model = dict(
         config='{{ fileDirname }}/vitdet_mask-rcnn_vit-b-mae_lsj-100e.py',
         checkpoint='checkpoints/vitdet_mask-rcnn_vit-b-mae_lsj-100e_20230328_153519-e15fe294.pth'),
     # ViT-S: 384 channels, 6 heads of 64, 12 blocks. Pyramid and heads keep the teacher's widths: the
-    # pyramids are compared without a layer between, and the mask head, which no loss reaches, fits.
+    # pyramids are compared without a layer between, and every head starts as the teacher's own.
     student=dict(
         type='mmdfkd.Shrunk', width=0.5, depth=1.0, mlp=0.5, neck=1.0, head=1.0, init='inherit'),
     inheritance=dict(images=128),
@@ -33,6 +33,7 @@ model = dict(
         dict(type='mmdfkd.PyramidHead'),
         dict(type='mmdfkd.RPNResponseHead'),
         dict(type='mmdfkd.RoIResponseHead'),
+        dict(type='mmdfkd.MaskResponseHead'),
     ])
 
 train_dataloader = dict(
