@@ -1,5 +1,5 @@
-# The mixture's run by matched queries (DETRDistill) instead of aligned ones (KD-DETR).
-_base_ = './dfkd_mixture.py'
+# The main job by matched queries (DETRDistill) instead of aligned ones (KD-DETR).
+_base_ = '../dfkd_detr.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.EncoderMemoryHead'),

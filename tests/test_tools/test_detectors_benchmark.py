@@ -212,6 +212,36 @@ def test_options_change_what_is_there(tool, init, row):
     assert f'randomness.seed={run.seed}' in tool.options_of(run)
 
 
+HEADS = {
+    'Hungarian matching': ('EncoderMemoryHead', 'RPNResponseHead', 'HungarianQueryHead'),
+    'pseudo labels': ('PseudoLabelHead',),
+    'encoder memory alone': ('EncoderMemoryHead',),
+}
+
+
+@pytest.mark.parametrize('row', HEADS)
+def test_rows_of_other_heads_differ_in_nothing_else(tool, row):
+    plan = tool.Plan('digits_detr', rows=[row])
+    assert plan.possible_rows() == [row] and row not in tool.Plan('digits_detr').possible_rows()
+    run = plan.run(50, row, 'inherit', 0)
+    own, main = (
+        Config.fromfile(path).to_dict() for path in (run.config, ROOT / 'configs/dfkd_detr.py')
+    )
+    heads = own['model'].pop('heads')
+    assert [head['type'] for head in heads] == [f'mmdfkd.{kind}' for kind in HEADS[row]]
+    assert main['model'].pop('heads') != heads
+    assert own == main
+    # The scenes and the start that the other rows have.
+    assert run.draws_scenes and row not in tool.OWN_START
+    assert set(tool.OWN_START) <= set(tool.EXTRA_ROWS)
+
+
+def test_rows_without_a_config_of_the_set_are_skipped(tool):
+    plan = tool.Plan('digits', rows=['pseudo labels', tool.INVERTED])
+    assert plan.possible_rows() == [tool.INVERTED]
+    assert 'skipped  pseudo labels: configs/digits/dfkd_pseudo.py is not' in tool.describe(plan, {})
+
+
 def test_another_folder_of_the_set_reaches_every_file(tool):
     run = tool.Run('bccd', 40, tool.REAL, 'inherit', 0, 300)
     cfg = Config.fromfile(run.config)

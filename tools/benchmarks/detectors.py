@@ -5,11 +5,12 @@
     python tools/benchmarks/detectors.py --set digits_detr --preset quick
     python tools/benchmarks/detectors.py --set aerial_cars --preset quick --data-root <the tiles>
 
-Each run is the set's main job with other images, another start or a smaller student; nothing else
-differs. Inherited students of one size start alike: the start is made once, on the mixture's
-images, as are the scenes of its layout inversion, whose seconds count for every row that draws
-them. A finished run is one line of docs/results/detectors.jsonl, written at once; a run whose
-line is there is not repeated, so an interrupted benchmark goes on.
+Each run is the set's main job with other images, another start or a smaller student, or (rows that
+have to be asked for) with other heads or another order of training; nothing else differs. Inherited
+students of one size start alike: the start is made once, on the mixture's images, as are the scenes
+of its layout inversion, whose seconds count for every row that draws them. A finished run is one
+line of docs/results/detectors.jsonl, written at once; a run whose line is there is not repeated, so
+an interrupted benchmark goes on.
 
 quick: one seed. The main job's inherited student with every row; the smaller one, where the set has
 it, and the random one with procedural images, the best data-free row, and the real images. The best
@@ -61,11 +62,18 @@ ROWS = {
     INVERTED: 'dfkd_inverted.py',
     MIXTURE: 'dfkd_mixture.py',
 }
-# Rows about the order of training, not of the images: only where they are asked for.
+# Rows about the order of training or about the heads, not about the images: only where they are
+# asked for. The latter are the main job with other heads, on layout inversion's scenes.
 EXTRA_ROWS = {
     'mixture, features first': 'dfkd_features_first.py',
     'mixture, blocks first': 'dfkd_blocks_first.py',
+    'Hungarian matching': 'dfkd_hungarian.py',
+    'pseudo labels': 'dfkd_pseudo.py',
+    'encoder memory alone': 'dfkd_memory.py',
 }
+# Of these the ones that make their start again: blocks are followed through the map of the
+# inheritance, which is not in the start's file.
+OWN_START = ('mixture, features first', 'mixture, blocks first')
 # Most of the teacher's parameters that a student has, in percent, and what its shape changes in the
 # config; the first is the config's own. Of the shapes under 20 % the second one keeps four of six
 # blocks, two of them global, as 40 % has.
@@ -408,8 +416,7 @@ class Benchmark:
             work_dir = self._started(run)
             command = command_of(run, work_dir, self.data_root, None, self._scenes(run))
         else:
-            # Blocks are followed through the map of the inheritance: that start is made again.
-            shared = run.init == 'inherit' and run.row not in EXTRA_ROWS
+            shared = run.init == 'inherit' and run.row not in OWN_START
             begin = self._started(run.start) if shared else None
             command = train(
                 run,
