@@ -5,6 +5,8 @@ import json
 import sys
 
 import pytest
+import torch
+from mmengine.registry import init_default_scope
 from tiny_runs import ROOT
 
 from mmdfkd.registry import MODELS
@@ -20,7 +22,11 @@ def tool():
 
 
 def test_rows_are_heads_of_their_family(tool, capsys):
-    assert set(tool.ROWS) == {'two-stage', 'cascade with masks', 'DETR-like', 'one-stage'}
+    assert set(tool.ROWS) == {
+        *('two-stage', 'cascade with masks', 'DETR-like', 'one-stage', 'one-stage, GFL')
+    }
+    # Pseudo labels, which cost a detection and a loss of their own, in each of them.
+    assert all('pseudo labels' in rows for rows in tool.ROWS.values())
     kinds = {
         type(MODELS.build(dict(h))).__name__
         for f in tool.ROWS.values()
@@ -31,6 +37,25 @@ def test_rows_are_heads_of_their_family(tool, capsys):
     with pytest.raises(SystemExit):
         tool.parse_args(['--rows', 'nothing'])
     assert "there is no ['nothing']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('family', 'row', 'terms'),
+    [
+        ('DETR-like', 'RPN', {'loss_rpn_cls', 'loss_rpn_bbox'}),
+        ('DETR-like', 'pyramid', {'loss_pyramid'}),
+        ('DETR-like', 'manifold, pyramid', {'loss_manifold_intra'}),
+        ('cascade with masks', 'pseudo labels', {'loss_pseudo'}),
+        ('one-stage, GFL', 'dense, LD', {'loss_dense_cls', 'loss_dense_bbox'}),
+    ],
+)
+def test_a_row_trains(tool, tmp_path, family, row, terms):
+    distiller = tool.distiller_of(family, tool.ROWS[family][row], tmp_path, 'cpu')
+    images = torch.randint(0, 256, (2, 3, tool.SIZE, tool.SIZE), dtype=torch.uint8)
+    step = tool.step_of(distiller, images)
+    init_default_scope('mmdet')
+    log = step()
+    assert terms <= set(log)
 
 
 def test_a_row_is_measured_once(tool, tmp_path):

@@ -88,6 +88,7 @@ ROWS: dict[str, dict[str, list[dict]]] = {
         ],
     },
     'cascade with masks': {
+        'pseudo labels': COMMON['pseudo labels'],
         'RoI, 3 stages': [head('RoIResponseHead')],
         'masks': [head('MaskResponseHead')],
         'pyramid, RPN, RoI, masks': [
@@ -98,7 +99,11 @@ ROWS: dict[str, dict[str, list[dict]]] = {
         ],
     },
     'DETR-like': {
-        **{name: COMMON[name] for name in ('pseudo labels', 'boxes', 'FGD')},
+        **{
+            name: COMMON[name]
+            for name in ('pseudo labels', 'boxes', 'FGD', 'pyramid', 'manifold, pyramid')
+        },
+        'RPN': [head('RPNResponseHead')],
         'encoder memory': [head('EncoderMemoryHead')],
         'queries': [head('QueryAlignedHead', fresh=False)],
         'queries, random ones too': [head('QueryAlignedHead')],
@@ -116,6 +121,13 @@ ROWS: dict[str, dict[str, list[dict]]] = {
         'dense': [head('DenseResponseHead')],
         'CrossKD': [head('CrossKDHead', convs=1)],
         'pyramid, dense': [head('PyramidHead'), head('DenseResponseHead')],
+    },
+    # Boxes as distributions: the dense answers are those of LD.
+    'one-stage, GFL': {
+        'pseudo labels': COMMON['pseudo labels'],
+        'dense, LD': [head('DenseResponseHead')],
+        'CrossKD': [head('CrossKDHead', convs=1)],
+        'pyramid, dense, LD': [head('PyramidHead'), head('DenseResponseHead')],
     },
 }
 
@@ -171,6 +183,12 @@ def networks(family: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]
         slim = copy.deepcopy(cfg)
         slim.model.backbone.widen_factor = 0.25
         slim.model.neck.in_channels = [64, 128, 256]
+    elif family == 'one-stage, GFL':
+        cfg = load_config('mmdet::gfl/gfl_r50_fpn_1x_coco.py')
+        cfg.model.backbone.init_cfg = None
+        slim = copy.deepcopy(cfg)
+        slim.model.backbone.depth = 18
+        slim.model.neck.in_channels = [64, 128, 256, 512]
     else:
         cfg = cascade_with_masks()
         slim = copy.deepcopy(cfg)
