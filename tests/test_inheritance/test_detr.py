@@ -25,6 +25,13 @@ def model_of(kind, layers=2, **changes):
         base = toy.detr_model('detr', layers=layers)
         model.update({k: base[k] for k in ('data_preprocessor', 'backbone')})
         model['neck'].update(in_channels=[32])
+    elif kind == 'dino':
+        model = copy.deepcopy(_published(kind))
+        base = toy.detr_model('deformable', layers=layers)
+        model.update({k: base[k] for k in ('data_preprocessor', 'backbone', 'neck')})
+        model['num_feature_levels'] = 1
+        model['encoder']['layer_cfg']['self_attn_cfg']['num_levels'] = 1
+        model['decoder']['layer_cfg']['cross_attn_cfg']['num_levels'] = 1
     else:
         model = toy.detr_model(kind, layers=layers, **changes)
     model['backbone']['arch'].update(head_dims=8)
@@ -65,7 +72,13 @@ def answers(adapter, images=IMAGES[:2]):
 
 @pytest.mark.parametrize(
     ('kind', 'method'),
-    [('detr', 'select'), ('deformable', 'slice'), ('two-stage', 'select'), ('mapper', 'slice')],
+    [
+        ('detr', 'select'),
+        ('deformable', 'slice'),
+        ('two-stage', 'select'),
+        ('dino', 'slice'),
+        ('mapper', 'slice'),
+    ],
 )
 def test_nothing_cut_is_exact(kind, method):
     model = model_of('deformable' if kind == 'mapper' else kind)
