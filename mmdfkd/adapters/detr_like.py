@@ -191,6 +191,15 @@ class DetrAdapter(Adapter):
 
         dense_logits = dense_deltas = None
         encoder = self.encoded(memory)
+
+        def find_queries() -> Queries:
+            with torch.no_grad():
+                return self.decoder.read(self.decoder.own(encoder))
+
+        def ask(queries: Queries) -> QueryAnswers | None:
+            with torch.set_grad_enabled(graph):
+                return self._asked(queries, encoder)
+
         proposals = self.decoder.proposals(encoder) if dense else None
         if proposals is not None:
             dense_logits, dense_deltas = (
@@ -202,7 +211,15 @@ class DetrAdapter(Adapter):
             return bbox_cxcywh_to_xyxy(rows[1]) * rows[1].new_tensor([w, h, w, h])
 
         return QueryResponse(
-            *rows, dense_logits, dense_deltas, asked, fresh, find_own, find_boxes=find_boxes
+            *rows,
+            dense_logits,
+            dense_deltas,
+            asked,
+            fresh,
+            find_own,
+            find_queries,
+            ask,
+            find_boxes=find_boxes,
         )
 
     @torch.no_grad()

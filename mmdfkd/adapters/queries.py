@@ -97,11 +97,16 @@ class QueryResponse(Response):
             are then those of its own query that is nearest to each of the probe's boxes.
         fresh: Answers at the probe's random queries, or None.
         find_own: Runs the decoder at the network's own queries.
+        find_queries: Makes these queries, without gradient.
+        ask: Runs the decoder at any others, with gradient where the response has one; None where it
+            cannot be asked them.
     """
 
     asked: QueryAnswers | None = None
     fresh: QueryAnswers | None = None
     find_own: Callable[[], QueryAnswers] | None = field(default=None, repr=False)
+    find_queries: Callable[[], Queries] | None = field(default=None, repr=False)
+    ask: Callable[[Queries], QueryAnswers | None] | None = field(default=None, repr=False)
 
     @cached_property
     def own(self) -> QueryAnswers:

@@ -25,6 +25,7 @@ from .pyramid import PyramidHead
 from .query_aligned import QueryAlignedHead
 from .query_hungarian import HungarianQueryHead
 from .query_prior import QueryPriorHead
+from .query_student import StudentQueryHead
 from .recalibration import RecalibrationHead
 from .relation import ManifoldHead, QKVRelationHead, RKDHead, SelfSimilarityHead
 from .roi import RoIResponseHead
@@ -68,5 +69,6 @@ __all__ = [
     'RoIResponseHead',
     'SelfSimilarityHead',
     'SimRegHead',
+    'StudentQueryHead',
     'TargetAwareHead',
 ]

@@ -15,7 +15,8 @@ class QueryAlignedHead(QueryHead):
     any matching (KD-DETR, Wang et al., CVPR 2024): the teacher's own queries (specific sampling),
     and fresh random ones in every step (general sampling). Every decoder layer of the student
     follows the teacher's last. Nothing is added to the student, and its own queries are not
-    trained by this: it inherits them, or a second head reads them (:class:`HungarianQueryHead`).
+    trained by this: it inherits them, or a second head reads them (:class:`StudentQueryHead`,
+    :class:`HungarianQueryHead`).
 
     Args:
         fresh (bool): Whether to ask the random queries, too; one more pass of both decoders.

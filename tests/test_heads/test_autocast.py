@@ -13,7 +13,7 @@ from mmdfkd.registry import MODELS
 DETECTORS_ONLY = {
     'BoxResponseHead', 'CrossKDHead', 'DenseResponseHead', 'EncoderMemoryHead', 'FGDHead',
     'HungarianQueryHead', 'MaskResponseHead', 'PseudoLabelHead', 'PyramidHead', 'QueryAlignedHead',
-    'QueryPriorHead', 'RPNResponseHead', 'RoIResponseHead',
+    'QueryPriorHead', 'RPNResponseHead', 'RoIResponseHead', 'StudentQueryHead',
 }  # fmt: skip
 BLOCK = dict(taps_student=['backbone.layers.0', 'backbone.layers.1'])
 QKV = dict(taps_student=['backbone.layers.1.attn.qkv'])

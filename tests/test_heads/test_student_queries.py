@@ -1,0 +1,105 @@
+"""The teacher asked the student's own queries."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import toy
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
+from test_query_heads import PIXELS, adapter_of, mine, observed, silent, student_of
+
+from mmdfkd.adapters import Targets
+
+HEAD = dict(type='mmdfkd.StudentQueryHead')
+NAMES = tuple(f'loss_student_query_{name}' for name in ('cls', 'l1', 'giou'))
+
+
+def answers_at(adapter, references):
+    """mmdet's own second stage at boxes ``[B, Q, 4]``: logits and boxes of its last layer."""
+    net = adapter.net
+    encoder = adapter.encoded(adapter.encode(PIXELS))
+    made = net.pos_trans_fc(net.get_proposal_pos_embed(references.logit()))
+    position, content = net.pos_trans_norm(made).split(net.embed_dims, dim=2)
+    outputs = net.forward_decoder(
+        query=content,
+        query_pos=position,
+        memory=encoder.tokens,
+        reference_points=references,
+        **encoder.decoder,
+    )
+    logits, boxes = net.bbox_head(**outputs)
+    return logits, boxes
+
+
+@pytest.mark.parametrize('floor', [1.0, 0.1])
+def test_the_teacher_answers_what_the_student_asks(floor):
+    teacher = adapter_of(model=toy.detr_model('two-stage'))
+    head = dict(HEAD, floor=floor)
+    student = student_of(teacher, [head], model=toy.detr_model('two-stage', decoder_layers=1))
+    found = student(PIXELS, observed(teacher, student), Targets())
+    assert tuple(found) == NAMES
+    with torch.no_grad():
+        memory = student.adapter.encoded(student.adapter.encode(PIXELS))
+        # Its proposals, which mmdet's training hands out, too.
+        asked = student.adapter.decoder.own(memory)['reference_points']
+        own = answers_at(student.adapter, asked)
+        theirs = [x[-1].double() for x in answers_at(teacher, asked)]
+    z_t, b_t = theirs
+    p_t = z_t.sigmoid()
+    weight = p_t.amax(-1)
+    cls, l1, giou = [], [], []
+    for z_s, b_s in zip(own[0].double(), own[1].double(), strict=True):
+        p_s = z_s.sigmoid()
+        kl = p_t * (p_t / p_s).log() + (1 - p_t) * ((1 - p_t) / (1 - p_s)).log()
+        share = floor + (1 - floor) * weight
+        cls.append((kl.sum(-1) * share).sum() / share.sum())
+        l1.append(((b_s - b_t).abs().mean(-1) * weight).sum() / weight.sum())
+        corners = [bbox_cxcywh_to_xyxy(b).flatten(0, 1) for b in (b_s, b_t)]
+        away = 1 - bbox_overlaps(*corners, mode='giou', is_aligned=True).view_as(weight)
+        giou.append((away * weight).sum() / weight.sum())
+    for name, terms, scale in zip(NAMES, (cls, l1, giou), (1, 5, 2), strict=True):
+        expected = scale * float(torch.stack(terms).mean())
+        assert float(found[name]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_second_query_of_an_object_weighs_as_much_as_the_first():
+    """What the teacher keeps silent about is what has to be learned: all queries count alike."""
+    teacher = silent(adapter_of(model=toy.detr_model('two-stage')))
+    student = student_of(teacher, [HEAD], model=toy.detr_model('two-stage'))
+    theirs = observed(teacher, student)
+    found = student(PIXELS, theirs, Targets())
+    logits = mine(student, theirs).response.own.logits.double()
+    # -log(1 - p) of every class, a plain mean over layers, images and queries.
+    assert float(found[NAMES[0]]) == pytest.approx(
+        float(F.softplus(logits).sum(-1).mean()), rel=1e-4
+    )
+
+
+def test_gradients_reach_the_student_alone_and_its_own_queries():
+    teacher = adapter_of(model=toy.detr_model('two-stage'))
+    student = student_of(teacher, [HEAD], model=toy.detr_model('two-stage'))
+    theirs = observed(teacher, student)
+    sum(student(PIXELS, theirs, Targets()).values()).backward()
+    grads = {name: p.grad for name, p in student.net.named_parameters() if p.grad is not None}
+    for part in ('backbone.', 'encoder.', 'decoder.', 'pos_trans_fc', 'bbox_head.cls_branches'):
+        assert any(name.startswith(part) and grad.abs().sum() for name, grad in grads.items()), part
+    assert all(p.grad is None for p in teacher.net.parameters())
+
+
+def test_the_same_network_has_nothing_to_learn():
+    # Of one layer: a first one follows the last.
+    model = toy.detr_model('two-stage', decoder_layers=1)
+    teacher = adapter_of(model=model)
+    student = student_of(teacher, [HEAD], seed=0, model=model)
+    losses = student(PIXELS, observed(teacher, student), Targets())
+    cls, l1, giou = (abs(float(losses[name])) for name in NAMES)
+    # Random boxes have hardly an area to overlap with.
+    assert cls < 1e-6 and l1 < 1e-5 and giou < 1e-2
+
+
+def test_learned_queries_of_one_width_are_asked_and_of_another_refused():
+    teacher = adapter_of()
+    fits = student_of(teacher, [HEAD], queries=9)
+    found = fits(PIXELS, observed(teacher, fits), Targets())
+    assert all(torch.isfinite(value) and value > 0 for value in found.values())
+    with pytest.raises(ValueError, match="cannot be asked the student's queries.*Hungarian"):
+        student_of(teacher, [HEAD], width=16)(PIXELS, observed(teacher, fits), Targets())
