@@ -53,7 +53,8 @@ class FGDHead(PyramidLevels):
     (:func:`~mmdfkd.losses.fgd_focal`).
 
     What is foreground: labelled boxes in the paper, here the teacher's detections, or the boxes
-    that an image was made to show. An image without any is background.
+    that an image was made to show, where every image of the batch was: an inverting source with
+    ``share=1.0``. An image without any is background.
 
     Args:
         boxes (str): ``'teacher'``: its detections; ``'layout'``: those of the image's targets;
@@ -143,8 +144,9 @@ class FGDHead(PyramidLevels):
         """
         if self.boxes == 'layout' and targets.boxes is None:
             raise ValueError(
-                "FGDHead(boxes='layout'): these images were not made to show boxes; take "
-                "mmdfkd.LayoutInversionSource, or boxes='teacher'."
+                "FGDHead(boxes='layout'): these images were not made to show boxes, or not all of "
+                'them; take mmdfkd.LayoutInversionSource with share=1.0 (and see that its bank has '
+                "images), or boxes='teacher'."
             )
         if self.boxes != 'teacher' and targets.boxes is not None:
             return list(targets.boxes)

@@ -81,6 +81,43 @@ class LightAugment:
         )
         return np.concatenate([matrix / zoom, shift[:, None]], 1), colour
 
+    def follow(
+        self, boxes: Sequence[Tensor], seed: int, indices: Sequence[int], size: tuple[int, int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Where boxes are in the images that :meth:`__call__` makes of the same indices.
+
+        A copy of an object in a mirrored border has no box.
+
+        Args:
+            boxes (Sequence[Tensor]): Per image ``[N, 4]`` xyxy pixels; may be empty.
+            seed (int): Seed of the run.
+            indices (Sequence[int]): The samples' global indices.
+            size (tuple[int, int]): Height and width of the images in pixels.
+
+        Returns:
+            tuple[list[Tensor], list[Tensor]]: Per image the boxes inside it, ``[K, 4]``, and which
+                of the ``N`` they are, ``[N]`` bool: those of which at least half is inside.
+        """
+        h, w = size
+        moved, kept = [], []
+        for own, g in zip(boxes, indices, strict=True):
+            affine, _ = self._draw(seed, g, h == w)
+            # From output to input, in [-1, 1]; axes are mirrored and exchanged, so a box stays one.
+            back = np.linalg.inv(affine[:, :2])
+            side = own.new_tensor([w, h], dtype=torch.float64)
+            corners = own.double().view(-1, 2, 2) * 2 / side - 1
+            corners = (corners - own.new_tensor(affine[:, 2], dtype=torch.float64)) @ (
+                own.new_tensor(back.T, dtype=torch.float64)
+            )
+            corners = (corners + 1) * side / 2
+            whole = torch.cat([corners.amin(1), corners.amax(1)], 1)
+            inside = whole.clamp(min=0).minimum(side.repeat(2))
+            areas = [(x[:, 2:] - x[:, :2]).prod(1) for x in (inside, whole)]
+            mine = 2 * areas[0] >= areas[1]
+            moved.append(inside[mine].to(own))
+            kept.append(mine)
+        return moved, kept
+
     def __call__(self, images: Tensor, seed: int, indices: Sequence[int]) -> Tensor:
         """Augment a batch; every image depends on its own index only.
 

@@ -158,6 +158,36 @@ def test_draws_are_functions_of_seed_and_index(made):
     assert 2 <= int(mixed.sum()) <= 10, 'about half'
 
 
+def test_boxes_are_drawn_with_their_pixels(teacher):
+    """Of a bank of painted rectangles; only where all images are the bank's."""
+    augment = dict(type='mmdfkd.LightAugment', contrast=0, brightness=0)
+    source = prepare(inversion(share=1.0, augment=augment), teacher)
+    painted, boxes = torch.zeros(3, 3, *SIZE, dtype=torch.uint8), []
+    for i, (x, y) in enumerate([(24, 18), (30, 16), (22, 20)]):
+        painted[i, :, y : y + 12, x : x + 10 + 4 * i] = 255
+        boxes.append(torch.tensor([[x, y, x + 10.0 + 4 * i, y + 12.0]]))
+    labels = [torch.tensor([i]) for i in range(3)]
+    source.bank.append(painted, Targets(boxes=boxes, box_labels=labels), iteration=0)
+    images, targets = source.draw(ITEMS)
+    for image, own, kinds in zip(images, targets.boxes, targets.box_labels, strict=True):
+        rows, columns = (image[0].amax(axis).gt(0.5).nonzero().flatten() for axis in (1, 0))
+        found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        torch.testing.assert_close(own[0], torch.stack(found).float(), atol=1.0, rtol=0)
+        ratio = float((own[0, 2] - own[0, 0]) / (own[0, 3] - own[0, 1]))
+        assert ratio == pytest.approx((10 + 4 * int(kinds)) / 12, rel=1e-3)
+    # The pixels are the augmentation's of the sample's index, whatever becomes of the boxes.
+    source.augment, plain = None, source.augment
+    assert torch.equal(images, plain(source.draw(ITEMS)[0], source.seed, range(len(ITEMS))))
+    head = MODELS.build(dict(type='mmdfkd.FGDHead', boxes='layout'))
+    assert head.objects(None, targets) == targets.boxes
+    # Another augmentation, which cannot say where boxes are.
+    source.augment = lambda images, seed, indices: images.flip(-1)
+    assert source.draw(ITEMS)[1].boxes is None
+    source.augment = plain
+    source.share = 0.5
+    assert source.draw(ITEMS)[1] == Targets()
+
+
 def test_share(teacher, student, made):
     for share in (0.0, 1.0):
         source = prepare(inversion(share=share, augment=None), teacher)

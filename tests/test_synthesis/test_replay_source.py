@@ -7,6 +7,7 @@ import pytest
 import torch
 from synthesis_nets import classifier, detector
 
+from mmdfkd.adapters import Targets
 from mmdfkd.losses.kl import kl_divergence
 from mmdfkd.registry import MODELS
 from mmdfkd.synthesis import ReplaySource
@@ -189,6 +190,31 @@ def test_compares_detectors_at_the_teachers_proposals():
     assert np.isfinite(source.bank.disagreement(source.bank.ids)).all()
     with pytest.raises(ValueError, match='of classifiers'):
         prepared(teacher, size=64, answers=True)
+
+
+def test_boxes_of_the_source_are_drawn_with_their_pixels():
+    """Those of a finished set, kept with the images and augmented anew in every draw."""
+    plain = dict(type='mmdfkd.LightAugment', contrast=0, brightness=0)
+    inner = dict(type='mmdfkd.LayoutInversionSource', source=POOL, share=1.0, augment=None)
+    settings = dict(labels='source', prefill=0, every=1, batch=4, share=1.0, augment=plain)
+    source = prepared(detector(0), size=64, fill=False, source=inner, **settings)
+    painted = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    painted[..., 24:36, 26:44] = 255
+    shown = Targets(boxes=[torch.tensor([[26.0, 24, 44, 36]])], box_labels=[torch.tensor([1])])
+    source.source.bank.append(painted, shown, iteration=0)
+    source._keep(4, None, 0)
+    images, targets = source.draw(ITEMS)
+    assert len({tuple(own[0].tolist()) for own in targets.boxes}) == len(ITEMS)
+    for image, own in zip(images, targets.boxes, strict=True):
+        rows, columns = (image[0].amax(axis).gt(0.5).nonzero().flatten() for axis in (1, 0))
+        found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        torch.testing.assert_close(own[0], torch.stack(found).float(), atol=1.0, rtol=0)
+    # Refined images in their place have other layouts, or none.
+    refined = MODELS.build(dict(type='mmdfkd.RefinedSource', source=inner, share=0.5))
+    refined.source = source
+    assert refined.draw(ITEMS)[1].boxes is not None
+    refined._keep(torch.full((4, 3, 64, 64), 9, dtype=torch.uint8))
+    assert refined.draw(ITEMS)[1].boxes is None
 
 
 def test_two_processes_keep_their_parts(teacher, monkeypatch):

@@ -1,6 +1,7 @@
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,10 @@ class BankedSource(SyntheticSource):
 
     Attributes:
         bank: Opened when the source is prepared; None where it keeps no images.
+        augment: Of the draws from the bank, or None.
     """
+
+    augment: Callable | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,6 +59,31 @@ class BankedSource(SyntheticSource):
         if self._restored is not None or self.bank is None:
             return self._restored
         return self.bank.index()
+
+    def augmented(
+        self, images: Tensor, targets: Targets, indices: Sequence[int]
+    ) -> tuple[Tensor, Targets]:
+        """Images of the bank as they are drawn, and what they then show.
+
+        Boxes go with the pixels; an augmentation that cannot say where (it has no ``follow``)
+        leaves none.
+
+        Args:
+            images (Tensor): ``[n, 3, H, W]``.
+            targets (Targets): What they show, left as it is.
+            indices (Sequence[int]): The samples' global indices.
+        """
+        if self.augment is None:
+            return images, targets
+        moved = self.augment(images, self.seed, indices)
+        if targets.boxes is None:
+            return moved, targets
+        if not hasattr(self.augment, 'follow'):
+            return moved, replace(targets, boxes=None, box_labels=None)
+        size = (images.shape[-2], images.shape[-1])
+        boxes, kept = self.augment.follow(targets.boxes, self.seed, indices, size)
+        labels = [own[mine] for own, mine in zip(targets.box_labels, kept, strict=True)]
+        return moved, replace(targets, boxes=boxes, box_labels=labels)
 
     def drop_replaced(self) -> None:
         """Delete what an earlier run left in the folder, once this run steps."""
@@ -246,7 +275,7 @@ class InvertingSource(RetreatingSource, BankedSource):
     def draw(self, items: list[dict]) -> tuple[Tensor, Targets]:
         """The inner source's images, ``share`` of them replaced by images of the bank.
 
-        Where all are the bank's, with the classes that they were made for.
+        Where all are the bank's, with the classes or boxes that they were made for.
         """
         chosen = {}
         if self.bank is not None and len(self.bank):
@@ -257,12 +286,11 @@ class InvertingSource(RetreatingSource, BankedSource):
         if not chosen:
             return self.source.draw(items)[0], Targets()
         taken, shown, _ = self.bank.take(list(chosen.values()), self.device)
-        if self.augment is not None:
-            taken = self.augment(taken, self.seed, [items[p]['g'] for p in chosen])
+        taken, shown = self.augmented(taken, shown, [items[p]['g'] for p in chosen])
         rest = [p for p in range(len(items)) if p not in chosen]
         images = taken.new_empty((len(items), *taken.shape[1:]))
         images[list(chosen)] = taken
         if rest:
             images[rest] = self.source.draw([items[p] for p in rest])[0]
             return images, Targets()
-        return images, Targets(labels=shown.labels)
+        return images, shown

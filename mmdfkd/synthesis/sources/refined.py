@@ -253,6 +253,8 @@ class RefinedSource(RetreatingSource):
         if self.augment is not None:
             fresh = self.augment(fresh, self.seed, [items[p]['g'] for p in positions])
         images[positions] = fresh
+        # The inner source's layouts are not those of the refined images.
+        targets.boxes = targets.box_labels = None
         if targets.answers is not None:
             targets.answers[positions] = float('nan')
         return images, targets

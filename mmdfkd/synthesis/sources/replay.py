@@ -261,7 +261,7 @@ class ReplaySource(BankedSource):
             which = [int(self.rng('replay-view', g).integers(self.views)) for g in indices]
             taken, targets.answers = self._view(taken, answers, which)
         elif self.augment is not None:
-            taken = self.augment(taken, self.seed, indices)
+            taken, targets = self.augmented(taken, targets, indices)
         elif answers is not None:
             targets.answers = answers['logits']
         images = taken.new_empty((len(items), *taken.shape[1:]))
