@@ -1,4 +1,4 @@
-"""A detector's own training loss, on features that are there already."""
+"""A detector's own training loss, on what is computed of it already: features and encoder."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,19 +11,27 @@ from .observation import Memory
 
 
 @contextmanager
-def _given(net: nn.Module, feats: tuple) -> Iterator[None]:
-    """Let a detector take ``feats`` for what it would extract, and behave as in training.
+def _given(net: nn.Module, memory: Memory) -> Iterator[None]:
+    """Let a detector take a memory for what it would compute, and behave as in training.
+
+    That is the features and, of a DETR, what its encoder makes of them.
 
     The flag is the detector's alone: no norm and no dropout of its parts changes. In evaluation
     mode DINO's and Deformable DETR's ``loss`` fails.
     """
     training = net.training
-    net.extract_feat = lambda _: feats
+    given = dict(extract_feat=lambda _: memory.feats)
+    if memory.encoder is not None:
+        # A copy: what is returned is mmdet's to change.
+        given['forward_encoder'] = lambda **_: dict(memory.encoder.before_decoder)
+    for name, method in given.items():
+        setattr(net, name, method)
     net.training = True
     try:
         yield
     finally:
-        del net.extract_feat
+        for name in given:
+            delattr(net, name)
         net.training = training
 
 
@@ -91,7 +99,7 @@ def own_loss(
             bboxes=like.new_zeros(0, 4), labels=found.labels.new_zeros(0)
         )
         samples.append(sample)
-    with _given(net, memory.feats):
+    with _given(net, memory):
         losses = net.loss(like, samples)
     return {
         name: sum(v.mean() for v in value) if isinstance(value, list | tuple) else value.mean()

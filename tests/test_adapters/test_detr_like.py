@@ -347,6 +347,41 @@ def test_layout_loss_is_mmdets_of_each_image(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
+def test_its_own_loss_runs_the_encoder_once(kind):
+    """What mmdet's training says, on the memory that is there; with its gradient."""
+    adapter, pixels, layout = adapter_of(kind), toy.images(2, 64), layouts()
+    objects = [
+        InstanceData(bboxes=boxes, labels=labels)
+        for boxes, labels in zip(layout.boxes, layout.box_labels, strict=True)
+    ]
+    net, calls = adapter.net, []
+    # The layers are in evaluation mode: no dropout draws anew.
+    hook = net.encoder.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        memory = adapter.encode(pixels)
+        torch.manual_seed(0)
+        found = adapter.own_loss(memory, objects)
+        assert len(calls) == 1
+        samples = adapter._samples(memory)
+        for sample, one in zip(samples, objects, strict=True):
+            sample.gt_instances = one
+        net.training = True
+        torch.manual_seed(0)
+        wanted = net.loss(adapter.normalizer(pixels), samples)
+        assert len(calls) == 2
+    finally:
+        hook.remove()
+        net.training = False
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value.squeeze(), atol=1e-5, rtol=1e-5)
+    weight = next(net.encoder.parameters())
+    grads = [torch.autograd.grad(sum(x.values()).sum(), weight)[0] for x in (found, wanted)]
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)
+    assert not {'extract_feat', 'forward_encoder'} & set(vars(net))
+
+
+@pytest.mark.parametrize('kind', KINDS)
 def test_a_batch_without_objects_reaches_every_part(kind):
     adapter = adapter_of(kind)
     empty = Targets(
