@@ -14,6 +14,8 @@ from torch import Tensor, nn
 CLASSES = ('disc', 'square', 'bar')
 SIZE = 48
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+# Of the box coders of a cascade.
+STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1])
 
 
 def preprocessor(**changes) -> dict:
@@ -118,6 +120,28 @@ def detector_model(
     )
 
 
+def cascade_model(dims=32, stages=2) -> dict:
+    """The tiny Mask R-CNN with a cascade of heads."""
+    model = detector_model(dims, 1, mask=True)
+    model['type'] = 'CascadeRCNN'
+    roi = model['roi_head']
+    bbox = [
+        dict(
+            copy.deepcopy(roi['bbox_head']),
+            reg_class_agnostic=True,
+            bbox_coder=dict(roi['bbox_head']['bbox_coder'], target_stds=stds),
+        )
+        for stds in STDS[:stages]
+    ]
+    roi.update(
+        type='CascadeRoIHead',
+        num_stages=stages,
+        stage_loss_weights=[1.0] * stages,
+        bbox_head=bbox,
+    )
+    return model
+
+
 def detr_model(
     kind: str = 'deformable',
     width: int = 32,
@@ -210,6 +234,61 @@ def one_stage_model(kind: str, width: int = 16, classes: int = 3, **head) -> dic
         model['bbox_head']['norm_cfg'] = dict(type='GN', num_groups=4)
     model['bbox_head'].update(in_channels=width, feat_channels=width, num_classes=classes)
     model['bbox_head'].update(head)
+    return model
+
+
+DETRS = {
+    'detr': 'detr/detr_r50_8xb2-150e_coco.py',
+    'conditional': 'conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
+    'dab': 'dab_detr/dab-detr_r50_8xb2-50e_coco.py',
+    'deformable': 'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    'refine': 'deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py',
+    'two-stage': 'deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',
+    'dino': 'dino/dino-4scale_r50_8xb2-12e_coco.py',
+}
+# mmdet fixes these decoders' width.
+FIXED_WIDTH = ('conditional', 'two-stage')
+QUERIES = 12
+
+
+def _set(node, **values):
+    """Each value at every place of the config that has its key."""
+    if isinstance(node, dict):
+        for key in node:
+            if key in values:
+                node[key] = values[key]
+            else:
+                _set(node[key], **values)
+    elif isinstance(node, list | tuple):
+        for item in node:
+            _set(item, **values)
+
+
+def small_detr(kind: str, width: int = 32, **changes) -> dict:
+    """A published DETR (a key of ``DETRS``) with little depth and width."""
+    from mmdfkd.distillers.networks import load_config
+
+    model = copy.deepcopy(load_config(f'mmdet::{DETRS[kind]}').model.to_dict())
+    width = 256 if kind in FIXED_WIDTH else width
+    _set(
+        model,
+        embed_dims=width,
+        feedforward_channels=32,
+        num_feats=width // 2,
+        num_groups=4,
+        num_classes=3,
+        max_per_img=10,
+        num_dn_queries=4,
+    )
+    channels = {3: [16, 32, 64], 1: [64]}[len(model['backbone']['out_indices'])]
+    model['backbone'].update(depth=18, base_channels=8)
+    model['neck'].update(in_channels=channels, out_channels=width)
+    model['encoder']['num_layers'] = 1
+    model['decoder']['num_layers'] = 2
+    model['bbox_head']['embed_dims'] = width
+    model['num_queries'] = QUERIES
+    model['data_preprocessor']['pad_size_divisor'] = 32
+    model.update(changes)
     return model
 
 

@@ -7,7 +7,7 @@ from .classifier import ClassifierAdapter
 from .dense import DenseAnswers, DenseProbe, DenseResponse
 from .detr_like import DetrAdapter
 from .normalizer import Normalizer
-from .observation import EncoderMemory, Memory, Observation, Probe, Response, Targets
+from .observation import EncoderMemory, Matching, Memory, Observation, Probe, Response, Targets
 from .one_stage import OneStageAdapter
 from .queries import Queries, QueryAnswers, QueryProbe, QueryResponse
 from .timm_classifier import TimmClassifierAdapter
@@ -61,6 +61,7 @@ __all__ = [
     'DetrAdapter',
     'EncoderMemory',
     'FAMILIES',
+    'Matching',
     'Memory',
     'Normalizer',
     'Observation',

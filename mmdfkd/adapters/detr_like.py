@@ -13,7 +13,7 @@ from .decoders import decoder_of
 from .layout import usual_sizes
 from .matching import SetCriterion, in_shares, place_cost
 from .normalizer import Normalizer
-from .observation import EncoderMemory, Memory, Observation, Probe, Targets
+from .observation import EncoderMemory, Matching, Memory, Observation, Probe, Targets
 from .queries import Queries, QueryAnswers, QueryProbe, QueryResponse
 from .taps import tapped
 
@@ -40,7 +40,8 @@ class DetrAdapter(Adapter):
     family = 'DETR-like'
     examples = 'DETR, Conditional DETR, DAB-DETR, Deformable DETR, DINO'
     sizes_from_images = True
-    #: Calls of :meth:`target_loss` at one layout after which a box keeps its query.
+    #: Calls of :meth:`target_loss` at one layout after which a box keeps its query, where nobody
+    #: says how many there will be.
     rematch = 20
 
     def __init__(self, net: nn.Module, normalizer: Normalizer) -> None:
@@ -305,20 +306,22 @@ class DetrAdapter(Adapter):
     def target_loss(self, memory: Memory, targets: Targets) -> Tensor:
         """Layout loss: DETR's own set loss of the last decoder layer, for each image by itself.
 
-        The matching is kept in ``targets.plan``. It is made anew in the first :attr:`rematch` calls
-        and then stays, so that a box is not passed from query to query for ever. Where queries are
-        chosen from the image (two stages, DINO) their indices mean nothing for the next image, and
-        it is always made anew.
+        The matching is kept in ``targets.matching``. It is made anew in the first calls, as many as
+        that says (:attr:`rematch` where there is none yet), and then stays, so that a box is not
+        passed from query to query for ever. Where queries are chosen from the image (two stages,
+        DINO) their indices mean nothing for the next image, and it is always made anew.
 
         Returns:
             Tensor: ``[B]``.
         """
         own = self.own_answers(memory)
         criterion = SetCriterion.of_head(self.net.bbox_head)
+        if targets.matching is None:
+            targets.matching = Matching(self.rematch)
         # Teacher and student may share the targets, but not the queries.
-        plans = targets.plan = {} if targets.plan is None else targets.plan
-        calls, pairs = plans.get(self.net, (0, None))
-        if pairs is None or calls < self.rematch or not self.decoder.steady:
+        matching = targets.matching
+        calls, pairs = matching.found.get(self.net, (0, None))
+        if pairs is None or calls < matching.rematch or not self.decoder.steady:
             pairs = [None] * len(targets.boxes)
         losses = []
         for b, (boxes, labels) in enumerate(zip(targets.boxes, targets.box_labels, strict=True)):
@@ -328,7 +331,7 @@ class DetrAdapter(Adapter):
             if pairs[b] is None:
                 pairs[b] = criterion.match(*case, memory.image_size)
             losses.append(criterion.loss(*case, pairs[b], memory.image_size))
-        plans[self.net] = calls + 1, pairs
+        matching.found[self.net] = calls + 1, pairs
         return torch.stack(losses)
 
 

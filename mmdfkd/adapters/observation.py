@@ -1,5 +1,6 @@
 """What one network says about a batch of images."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,6 +8,31 @@ from typing import Any
 
 from mmengine.structures import InstanceData
 from torch import Tensor
+
+
+@dataclass
+class Matching:
+    """Which query of a DETR-like network is meant by which box, kept from call to call.
+
+    Where a query is the same one in every image, its box may move with the pixels: a source hands
+    one matching over in every step, until the layout is another. A plan of anchors or places
+    (``Targets.plan``) holds for one view alone.
+
+    Attributes:
+        rematch: Calls of the layout loss in which the pairs are found anew; then they stay.
+        found: By network, the calls so far and the pairs of each image.
+    """
+
+    rematch: int
+    found: dict[Any, tuple[int, list]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def at(cls, step: int, steps: int) -> 'Matching':
+        """Of a layout that begins at a step: pairs are found until a fifth of all is done.
+
+        Once at least, for a layout that begins later: what it has been revised by is seen already.
+        """
+        return cls(max(math.ceil(steps / 5) - step, 1))
 
 
 @dataclass
@@ -19,15 +45,17 @@ class Targets:
         box_labels: Per image, class indices ``[N]`` of the boxes, or None.
         answers: Logits of a classifying teacher that were kept with the images, ``[B, classes]``;
             rows of NaN where there are none. None if there are none at all.
-        plan: What the adapter derived from the boxes on first use (they do not move afterwards); a
-            value of its own, read by no one else.
+        plan: What the adapters derived from the boxes on first use (they do not move afterwards),
+            by network; read by no one else.
+        matching: Queries of the boxes, of DETR-like networks, or None until one asks.
     """
 
     labels: Tensor | None = None
     boxes: list[Tensor] | None = None
     box_labels: list[Tensor] | None = None
     answers: Tensor | None = None
-    plan: Any = field(default=None, repr=False)
+    plan: dict[Any, Any] | None = field(default=None, repr=False)
+    matching: Matching | None = field(default=None, repr=False)
 
 
 @dataclass

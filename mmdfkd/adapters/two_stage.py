@@ -143,17 +143,19 @@ class TwoStageAdapter(Adapter):
 
     def plan(self, memory: Memory, targets: Targets) -> list[LayoutPlan]:
         """The layouts' fixed assignments, computed on the first call and kept with the targets."""
-        if targets.plan is None:
+        # Teacher and student may share the targets, but not the anchors.
+        plans = targets.plan = {} if targets.plan is None else targets.plan
+        if self.net not in plans:
             sizes = [f.shape[-2:] for f in memory.feats]
             levels = self.net.rpn_head.prior_generator.grid_priors(
                 sizes, device=memory.feats[0].device
             )
             anchors = torch.cat(levels)
-            targets.plan = [
+            plans[self.net] = [
                 plan_layout(boxes, labels, anchors, memory.image_size, self.num_classes)
                 for boxes, labels in zip(targets.boxes, targets.box_labels, strict=True)
             ]
-        return targets.plan
+        return plans[self.net]
 
     def target_loss(self, memory: Memory, targets: Targets) -> Tensor:
         """Layout loss of each image: RPN and RoI, positives and negatives in equal parts.

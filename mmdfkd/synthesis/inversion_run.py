@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmdfkd.adapters.base import Adapter
-from mmdfkd.adapters.observation import Probe, Targets
+from mmdfkd.adapters.observation import Matching, Probe, Targets
 
 from .layouts import wanted_targets
 from .objective import by_image, taps_of
@@ -53,19 +53,24 @@ class InversionRun:
         self.taps = tuple(dict.fromkeys(taps))
         self.grid: tuple[int, int] | None = None
 
-    def begin(self, canvas: Tensor, labels: Tensor, serials: Sequence[int]) -> None:
+    def begin(self, canvas: Tensor, labels: Tensor, serials: Sequence[int], steps: int) -> None:
         """Decide what the images are to show.
 
         Args:
             canvas (Tensor): Where they start, ``[B, 3, H, W]``.
             labels (Tensor): The class wanted of each, ``[B]``.
             serials (Sequence[int]): Their numbers.
+            steps (int): Gradient steps that there will be.
         """
         self.labels, self.serials = labels, list(serials)
         self.size = tuple(canvas.shape[-2:])
         with self._precision():
             targets, _ = wanted_targets(canvas, labels, self.teacher)
         self.boxes, self.box_labels = targets.boxes, targets.box_labels
+        # A box that is mirrored in some steps is on the other side of the image, where other
+        # queries look.
+        mirrored = self.views is not None and self.views.flip > 0
+        self.matching = None if mirrored else Matching.at(0, steps)
 
     def enlarge(self, canvas: Tensor) -> None:
         """Let the layouts follow the images to another size."""
@@ -93,11 +98,11 @@ class InversionRun:
             step (int): Number of steps done.
         """
         if self.views is None:
-            return self.context(canvas, kept, step)
+            return self.context(canvas, kept, step, matching=self.matching)
         rngs = [self.rng(f'pixel-view{step}', serial) for serial in self.serials]
         if kept is None:
             images, boxes = self.views(canvas, rngs, self.boxes)
-            return self.context(images, None, step, canvas, boxes)
+            return self.context(images, None, step, canvas, boxes, self.matching)
         images, kept = self.views.of_patches(canvas, rngs, kept, self.grid)
         return self.context(images, kept, step, canvas)
 
@@ -108,6 +113,7 @@ class InversionRun:
         step: int,
         canvas: Tensor | None = None,
         boxes: list[Tensor] | None = None,
+        matching: Matching | None = None,
     ) -> SynthesisContext:
         """What the networks say of images, the teacher of the kept patches alone.
 
@@ -117,11 +123,12 @@ class InversionRun:
             step (int): Number of steps done.
             canvas (Tensor, optional): What ``images`` are views of.
             boxes (list[Tensor], optional): The layouts in them.
+            matching (Matching, optional): Which query each box has; None finds the best ones.
         """
         boxes = self.boxes if boxes is None else boxes
         ctx = SynthesisContext(
             images,
-            self._shown(boxes),
+            self._shown(boxes, matching),
             self.teacher,
             self.student,
             None if self.boxes is None else Probe(boxes, [b.new_ones(len(b)) for b in boxes]),
@@ -138,10 +145,10 @@ class InversionRun:
                 ctx.teacher_memory = encode_patches(self.teacher, images, kept, self.taps)
         return ctx
 
-    def _shown(self, boxes: list[Tensor] | None) -> Targets:
+    def _shown(self, boxes: list[Tensor] | None, matching: Matching | None) -> Targets:
         if self.boxes is None:
             return Targets(labels=self.labels)
-        return Targets(boxes=boxes, box_labels=self.box_labels)
+        return Targets(boxes=boxes, box_labels=self.box_labels, matching=matching)
 
     def objective(self, ctx: SynthesisContext) -> tuple[dict[Prior, Tensor], Tensor]:
         """The terms, and what each image is to lower: ``[B]``."""

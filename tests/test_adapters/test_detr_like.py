@@ -1,6 +1,5 @@
 """The adapter runs the five DETRs as mmdet does, at their own queries and at foreign ones."""
 
-import copy
 from functools import cache
 
 import numpy as np
@@ -22,67 +21,17 @@ from mmdfkd.adapters import (
 )
 from mmdfkd.adapters.decoders import _scattered, _turned, decoder_of
 from mmdfkd.adapters.matching import SetCriterion, assign, in_shares, place_cost
-from mmdfkd.distillers.networks import load_config
 from mmdfkd.distillers.student import Student
 from mmdfkd.registry import MODELS
 
-CONFIGS = {
-    'detr': 'detr/detr_r50_8xb2-150e_coco.py',
-    'conditional': 'conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
-    'dab': 'dab_detr/dab-detr_r50_8xb2-50e_coco.py',
-    'deformable': 'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
-    'refine': 'deformable_detr/deformable-detr-refine_r50_16xb2-50e_coco.py',
-    'two-stage': 'deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',
-    'dino': 'dino/dino-4scale_r50_8xb2-12e_coco.py',
-}
+CONFIGS = toy.DETRS
 KINDS = [kind for kind in CONFIGS if kind != 'refine']
-# mmdet fixes these decoders' width.
-FIXED = ('conditional', 'two-stage')
-QUERIES = 12
-
-
-def _set(node, **values):
-    """Each value at every place of the config that has its key."""
-    if isinstance(node, dict):
-        for key in node:
-            if key in values:
-                node[key] = values[key]
-            else:
-                _set(node[key], **values)
-    elif isinstance(node, list | tuple):
-        for item in node:
-            _set(item, **values)
-
-
-def small(kind: str, width: int = 32, **changes) -> dict:
-    """A published config with little depth and width."""
-    model = copy.deepcopy(load_config(f'mmdet::{CONFIGS[kind]}').model.to_dict())
-    width = 256 if kind in FIXED else width
-    _set(
-        model,
-        embed_dims=width,
-        feedforward_channels=32,
-        num_feats=width // 2,
-        num_groups=4,
-        num_classes=3,
-        max_per_img=10,
-        num_dn_queries=4,
-    )
-    channels = {3: [16, 32, 64], 1: [64]}[len(model['backbone']['out_indices'])]
-    model['backbone'].update(depth=18, base_channels=8)
-    model['neck'].update(in_channels=channels, out_channels=width)
-    model['encoder']['num_layers'] = 1
-    model['decoder']['num_layers'] = 2
-    model['bbox_head']['embed_dims'] = width
-    model['num_queries'] = QUERIES
-    model['data_preprocessor']['pad_size_divisor'] = 32
-    model.update(changes)
-    return model
+QUERIES = toy.QUERIES
 
 
 @cache
 def adapter_of(kind: str, seed: int = 0, width: int = 32) -> DetrAdapter:
-    model = small(kind, width)
+    model = toy.small_detr(kind, width)
     return build_adapter(toy.build(model, seed), Normalizer.from_config(toy.whole(model)))
 
 
@@ -309,7 +258,7 @@ def test_votes_and_places(kind):
 
 @torch.no_grad()
 def test_too_few_tokens_for_its_queries_are_said():
-    model = small('dino', num_queries=500)
+    model = toy.small_detr('dino', num_queries=500)
     adapter = build_adapter(toy.build(model), Normalizer.from_config(toy.whole(model)))
     with pytest.raises(ValueError, match='chooses 500 queries'):
         adapter.observe(toy.images(1, 64))
@@ -417,7 +366,7 @@ def test_a_box_keeps_its_query_after_some_calls(kind, matchings, monkeypatch):
         # Another network has queries of its own.
         other = adapter_of(kind, seed=1)
         other.target_loss(other.encode(toy.images(2, 64)), targets)
-    assert set(targets.plan) == {adapter.net, other.net}
+    assert set(targets.matching.found) == {adapter.net, other.net}
 
 
 def criterion(sigmoid):
@@ -511,7 +460,7 @@ def test_heads_that_read_responses_read_it():
 def test_every_trained_parameter_of_a_student_gets_a_gradient():
     """What the heads do not reach is found by one step on a blank image, and frozen."""
     pixels, teacher = toy.images(2, 64), adapter_of('dino')
-    net = toy.build(small('dino'), seed=3)
+    net = toy.build(toy.small_detr('dino'), seed=3)
     heads = [MODELS.build(dict(type=f'mmdfkd.{n}')) for n in ('RoIResponseHead', 'RPNResponseHead')]
     student = Student(net, teacher.normalizer, heads)
     frozen = student.freeze_unused(teacher, (64, 64))

@@ -158,6 +158,22 @@ def test_the_assignment_is_made_once(adapter):
     assert targets.plan is plan
 
 
+@torch.no_grad()
+def test_networks_of_other_anchors_share_a_layout(adapter):
+    """Each has its own assignment: of other anchors, and of a DETR's queries beside them."""
+    model = toy.detector_model(dims=16)
+    model['rpn_head']['anchor_generator'].update(scales=[2], ratios=[1.0])
+    small = build_adapter(toy.build(model), Normalizer.from_config(toy.whole(model)))
+    model = toy.detr_model()
+    detr = build_adapter(toy.build(model), Normalizer.from_config(toy.whole(model)))
+    shared, pixels = _targets(), toy.images(2)
+    for one in (adapter, detr, small):
+        loss = one.target_loss(one.encode(pixels), shared)
+        assert torch.equal(loss, one.target_loss(one.encode(pixels), _targets()))
+    assert set(shared.plan) == {adapter.net, small.net}
+    assert set(shared.matching.found) == {detr.net}
+
+
 def test_layout_loss_touches_no_generator(adapter):
     torch.manual_seed(5)
     np.random.seed(5)

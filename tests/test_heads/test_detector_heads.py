@@ -18,29 +18,6 @@ from mmdfkd.losses import box_places, fgd_focal
 from mmdfkd.registry import MODELS
 
 PIXELS = toy.images(2)
-STDS = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1])
-
-
-def cascade_model(dims=32, stages=2) -> dict:
-    """The tiny Mask R-CNN with a cascade of heads."""
-    model = toy.detector_model(dims, 1, mask=True)
-    model['type'] = 'CascadeRCNN'
-    roi = model['roi_head']
-    bbox = [
-        dict(
-            copy.deepcopy(roi['bbox_head']),
-            reg_class_agnostic=True,
-            bbox_coder=dict(roi['bbox_head']['bbox_coder'], target_stds=stds),
-        )
-        for stds in STDS[:stages]
-    ]
-    roi.update(
-        type='CascadeRoIHead',
-        num_stages=stages,
-        stage_loss_weights=[1.0] * stages,
-        bbox_head=bbox,
-    )
-    return model
 
 
 def adapter_of(model, seed=0):
@@ -57,7 +34,7 @@ def student_of(teacher, model, *heads, seed=1):
 
 @pytest.fixture(scope='module')
 def cascade():
-    return adapter_of(cascade_model())
+    return adapter_of(toy.cascade_model())
 
 
 @pytest.fixture(scope='module')
@@ -94,7 +71,7 @@ def test_layouts_of_a_cascade_reach_the_pixels(cascade):
 
 
 def test_every_stage_is_compared_where_the_teacher_moved_its_boxes(cascade, seen):
-    student = student_of(cascade, cascade_model(24), dict(type='mmdfkd.RoIResponseHead'))
+    student = student_of(cascade, toy.cascade_model(24), dict(type='mmdfkd.RoIResponseHead'))
     found = student(PIXELS, seen, Targets())
     feats = student.adapter.encode(PIXELS).feats
     cls = box = 0.0
@@ -117,7 +94,7 @@ def test_every_stage_is_compared_where_the_teacher_moved_its_boxes(cascade, seen
 
 def test_masks_are_their_equation(cascade, seen):
     student = student_of(
-        cascade, cascade_model(24), dict(type='mmdfkd.MaskResponseHead', regions=3)
+        cascade, toy.cascade_model(24), dict(type='mmdfkd.MaskResponseHead', regions=3)
     )
     found = student(PIXELS, seen, Targets())['loss_mask']
     probabilities = seen.response.logits.double().softmax(-1)[:, :-1]
@@ -157,10 +134,10 @@ HEADS = (
 
 
 def test_a_batch_without_any_object_keeps_graph_and_gradients(cascade):
-    teacher = adapter_of(cascade_model())
+    teacher = adapter_of(toy.cascade_model())
     # No box is as large: nothing is proposed, and nothing detected.
     teacher.net.rpn_head.test_cfg.min_bbox_size = 1000
-    student = student_of(teacher, cascade_model(24), *HEADS)
+    student = student_of(teacher, toy.cascade_model(24), *HEADS)
     theirs = teacher.observe(PIXELS)
     assert sum(map(len, theirs.detections)) == 0
     losses = student(PIXELS, theirs, Targets())
@@ -182,7 +159,7 @@ def test_a_single_stage_and_a_cascade(cascade, seen):
     student = student_of(cascade, plain, *HEADS[:2])
     assert set(student(PIXELS, seen, Targets())) == {'loss_roi_cls', 'loss_roi_bbox', 'loss_mask'}
     teacher = adapter_of(plain)
-    student = student_of(teacher, cascade_model(24), *HEADS[:1])
+    student = student_of(teacher, toy.cascade_model(24), *HEADS[:1])
     sum(student(PIXELS, teacher.observe(PIXELS), Targets()).values()).backward()
     last = student.net.roi_head.bbox_head[1].fc_cls.weight.grad
     assert last is not None and not last.any()
@@ -345,10 +322,10 @@ def test_errors_name_head_and_network(cascade):
 
 
 def test_what_cannot_be_inherited_or_shrunk_is_said(cascade):
-    student = adapter_of(cascade_model(24))
+    student = adapter_of(toy.cascade_model(24))
     with pytest.raises(ValueError, match=r'stages of a cascade \(CascadeRCNN\).*checkpoint'):
         inherit(cascade, student, toy.images(8))
-    for model in (toy.one_stage_model('retina'), cascade_model()):
+    for model in (toy.one_stage_model('retina'), toy.cascade_model()):
         with pytest.raises(ValueError, match='Give the student as a config of its own'):
             shrink_config(toy.whole(model))
 

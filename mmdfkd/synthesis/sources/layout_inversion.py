@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmdfkd.adapters.base import Adapter
-from mmdfkd.adapters.observation import Probe, Targets
+from mmdfkd.adapters.observation import Matching, Probe, Targets
 from mmdfkd.registry import MODELS
 
 from ..automatic import build_priors
@@ -310,17 +310,19 @@ class LayoutInversionSource(InvertingSource):
         taps = taps_of(self._used, teacher)
         descent = SmoothDescent([scale * min(size) for scale in self.scales], self.lr)
         revisions = {int(share * self.steps) for share in self.grow}
-        where, first, terms = None, None, {}
+        where, matching, first, terms = None, None, None, {}
         for step in range(self.steps):
             if step in revisions:
                 boxes, labels = self._revise(canvas, boxes, labels, teacher)
                 where = None
             if where is None:
                 where = neighbourhood(boxes, size, self.outside)
+                matching = Matching.at(step, self.steps)
             rngs = [self.rng(f'view{step}', serial) for serial in serials]
             views, moved = self.jitter(canvas, boxes, rngs)
             probe = Probe(moved, [own.new_ones(len(own)) for own in moved])
-            targets = Targets(boxes=moved, box_labels=labels)
+            # Anchors are assigned anew, since the boxes have moved; a query stays with its box.
+            targets = Targets(boxes=moved, box_labels=labels, matching=matching)
             ctx = SynthesisContext(
                 views,
                 targets,

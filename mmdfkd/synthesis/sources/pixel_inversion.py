@@ -322,7 +322,7 @@ class PixelInversionSource(InvertingSource):
         run = InversionRun(
             self._used, self.views, self.sparse, self.amp, self.rng, self.seed, teacher, student
         )
-        run.begin(canvas, labels, serials)
+        run.begin(canvas, labels, serials, self.steps)
         descent, first, best = self._descent(canvas), None, None
         grey = grey_images(canvas)
         kept, inside, scores, finished, events = None, None, 0.0, [], {}
