@@ -25,6 +25,8 @@ from .observation import Memory, Observation, Probe, Targets
 from .point_layout import PlacePlan, plan_places
 from .towers import recorded, replaced
 
+#: Pairs of boxes compared at once: 16 MB for each of the dozen arrays that it takes.
+_MOST_PAIRS = 1 << 22
 _HEADS = (RetinaHead, FCOSHead, GFLHead, RTMDetHead, RTMDetSepBNHead)
 
 
@@ -346,7 +348,11 @@ def _rows(levels: Sequence[Tensor], width: int) -> Tensor:
 
 def _nearest(own: Tensor, wanted: Tensor) -> Tensor:
     """For each of ``[K, 4]`` boxes the one of ``[N, 4]`` that is nearest by GIoU: ``[K]``."""
-    return bbox_overlaps(own, wanted.to(own), mode='giou').argmax(0)
+    # Some at once: all places of a large image with all proposals are gigabytes.
+    some = max(_MOST_PAIRS // max(len(own), 1), 1)
+    return torch.cat(
+        [bbox_overlaps(own, part, mode='giou').argmax(0) for part in wanted.to(own).split(some)]
+    )
 
 
 def _clipped(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:

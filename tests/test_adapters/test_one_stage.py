@@ -17,6 +17,7 @@ from mmdfkd.adapters import (
     Probe,
     Targets,
     build_adapter,
+    one_stage,
 )
 from mmdfkd.adapters.point_layout import plan_places
 
@@ -107,6 +108,26 @@ def test_another_grid_is_asked_at_the_boxes():
     assert isinstance(probe, DenseProbe)
     response = adapter_of('rtmdet').answer(adapter_of('rtmdet').encode(PIXELS), probe)
     assert response.logits.shape == (sum(map(len, probe.boxes)), 4)
+
+
+@pytest.mark.parametrize('most', [1, 1000, 1 << 22])
+def test_nearest_places_are_looked_up_in_parts(most, monkeypatch):
+    """The same places, ties and no boxes included, and never more pairs at once than allowed."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(300, 2, 2, generator=generator).sort(1).values.flatten(1) * 64
+    own, wanted = torch.cat([corners[:200], corners[:50]]), corners[180:]
+    whole = bbox_overlaps(own, wanted, mode='giou').argmax(0)
+    sizes = []
+
+    def counted(a, b, mode):
+        sizes.append(len(a) * len(b))
+        return bbox_overlaps(a, b, mode=mode)
+
+    monkeypatch.setattr(one_stage, '_MOST_PAIRS', most)
+    monkeypatch.setattr(one_stage, 'bbox_overlaps', counted)
+    assert torch.equal(one_stage._nearest(own, wanted), whole)
+    assert max(sizes) <= max(most, len(own)) and sum(sizes) == 250 * 120
+    assert one_stage._nearest(own, wanted[:0]).shape == (0,)
 
 
 @torch.no_grad()
