@@ -3,17 +3,38 @@
 from collections.abc import Sequence
 
 import torch
-from mmdet.models.roi_heads import CascadeRoIHead
+from mmdet.models.roi_heads import CascadeRoIHead, DoubleHeadRoIHead, StandardRoIHead
 from mmdet.structures.bbox import bbox2roi
 from torch import Tensor, nn
 
 
+def _runs_as(roi_head: nn.Module, base: type, names: Sequence[str]) -> bool:
+    return isinstance(roi_head, base) and all(
+        getattr(type(roi_head), name) is getattr(base, name) for name in names
+    )
+
+
+def _answers_once(head: nn.Module) -> bool:
+    """Whether a box head gives a RoI one row of classes and of deltas; SABL's has buckets."""
+    return hasattr(head, 'fc_cls') and hasattr(head, 'fc_reg')
+
+
 def runs_cascade(roi_head: nn.Module) -> bool:
     """Whether stages are run as Cascade R-CNN runs them; HTC and Sparse R-CNN run theirs else."""
-    return isinstance(roi_head, CascadeRoIHead) and all(
-        getattr(type(roi_head), name) is getattr(CascadeRoIHead, name)
-        for name in ('_bbox_forward', '_mask_forward')
-    )
+    same = _runs_as(roi_head, CascadeRoIHead, ('_bbox_forward', '_mask_forward'))
+    return same and all(_answers_once(head) for head in roi_head.bbox_head)
+
+
+def runs_single(roi_head: nn.Module) -> bool:
+    """Whether the one box head is run as Faster R-CNN's, or Double-Head R-CNN's, is.
+
+    Not so CrowdDet's, which sees two objects in a RoI, Grid R-CNN's, whose boxes another head
+    gives, and TridentNet's, of three branches.
+    """
+    names = ('_bbox_forward', '_mask_forward', 'predict', 'predict_bbox')
+    bases = StandardRoIHead, DoubleHeadRoIHead
+    same = any(_runs_as(roi_head, base, names) for base in bases)
+    return same and roi_head.with_bbox and _answers_once(roi_head.bbox_head)
 
 
 class RoIStages:

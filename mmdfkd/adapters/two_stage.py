@@ -9,7 +9,7 @@ from .base import Adapter
 from .layout import LayoutPlan, plan_layout
 from .normalizer import Normalizer
 from .observation import Memory, Probe, Response, Targets
-from .roi_stages import RoIStages, runs_cascade
+from .roi_stages import RoIStages, runs_cascade, runs_single
 
 
 class TwoStageAdapter(Adapter):
@@ -27,13 +27,16 @@ class TwoStageAdapter(Adapter):
 
     @classmethod
     def supports(cls, net: nn.Module) -> bool:
-        """True for a detector with an RPN of anchors and one box head, or Cascade R-CNN's."""
-        roi_head = getattr(net, 'roi_head', None)
-        if roi_head is None or not isinstance(getattr(net, 'rpn_head', None), RPNHead):
+        """True for a detector with an RPN of anchors and one box head, or Cascade R-CNN's.
+
+        Objectness is one sigmoid an anchor.
+        """
+        roi_head, rpn = getattr(net, 'roi_head', None), getattr(net, 'rpn_head', None)
+        if roi_head is None or not isinstance(rpn, RPNHead) or not rpn.use_sigmoid_cls:
             return False
         if isinstance(getattr(roi_head, 'bbox_head', None), nn.ModuleList):
             return runs_cascade(roi_head)
-        return hasattr(roi_head, 'bbox_roi_extractor') and roi_head.with_bbox
+        return runs_single(roi_head)
 
     @property
     def num_classes(self) -> int:

@@ -4,6 +4,13 @@ import numpy as np
 import pytest
 import torch
 import toy
+from mmdet.models.roi_heads import (
+    DynamicRoIHead,
+    GridRoIHead,
+    MaskScoringRoIHead,
+    PISARoIHead,
+    TridentRoIHead,
+)
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
 
@@ -195,6 +202,65 @@ def test_layout_loss_falls_where_the_layout_is_shown(adapter):
     wrong = Targets(boxes=own.boxes, box_labels=[(label + 1) % 3 for label in own.box_labels])
     low, high = (adapter.target_loss(memory, t).sum() for t in (own, wrong))
     assert low < high
+
+
+def _sabl():
+    model = toy.detector_model()
+    model['roi_head']['bbox_head'] = dict(
+        type='SABLHead',
+        num_classes=3,
+        cls_in_channels=16,
+        reg_in_channels=16,
+        roi_feat_size=3,
+        cls_out_channels=16,
+        reg_offset_out_channels=16,
+        reg_cls_out_channels=16,
+        bbox_coder=dict(type='BucketingBBoxCoder', num_buckets=6, scale_factor=1.7),
+    )
+    return toy.build(model)
+
+
+def _crowd():
+    model = toy.detector_model()
+    model['roi_head'].update(type='MultiInstanceRoIHead', num_instance=2)
+    model['roi_head']['bbox_head'].update(
+        type='MultiInstanceBBoxHead', num_instance=2, num_shared_fcs=1
+    )
+    return toy.build(model)
+
+
+def _softmax_rpn():
+    model = toy.detector_model()
+    model['rpn_head']['loss_cls'] = dict(type='CrossEntropyLoss', use_sigmoid=False)
+    return toy.build(model)
+
+
+def _as(kind):
+    """The toy network with another class of RoI head: what matters is how it runs."""
+    net = toy.build(toy.detector_model())
+    net.roi_head.__class__ = kind
+    return net
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        _sabl,
+        _crowd,
+        _softmax_rpn,
+        lambda: _as(GridRoIHead),
+        lambda: _as(TridentRoIHead),
+    ],
+    ids=['sabl', 'crowd', 'softmax', 'grid', 'trident'],
+)
+def test_what_it_cannot_run_is_refused(make):
+    with pytest.raises(TypeError, match=r'No adapter runs a FasterRCNN.*two-stage \(Faster, Mask'):
+        build_adapter(make(), Normalizer([0] * 3, [1] * 3, 'rgb'))
+
+
+def test_what_changes_only_training_is_run():
+    for kind in (PISARoIHead, DynamicRoIHead, MaskScoringRoIHead):
+        assert TwoStageAdapter.supports(_as(kind))
 
 
 def test_unknown_networks_are_answered_with_the_families():
