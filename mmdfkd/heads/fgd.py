@@ -8,6 +8,7 @@ from mmdfkd.adapters import Observation, Targets
 from mmdfkd.losses import box_places, fgd_focal, masked_mimic
 from mmdfkd.registry import MODELS
 
+from .object_watch import ObjectWatch
 from .pyramid import PyramidLevels
 
 
@@ -42,7 +43,7 @@ class GlobalContext(nn.Module):
 
 
 @MODELS.register_module()
-class FGDHead(PyramidLevels):
+class FGDHead(ObjectWatch, PyramidLevels):
     """Focal and global distillation of the pyramid (FGD, Yang et al., CVPR 2022).
 
     Foreground and background apart, each weighted by where and in which channels the teacher's map
@@ -54,7 +55,8 @@ class FGDHead(PyramidLevels):
 
     What is foreground: labelled boxes in the paper, here the teacher's detections, or the boxes
     that an image was made to show, where every image of the batch was: an inverting source with
-    ``share=1.0``. An image without any is background.
+    ``share=1.0``. An image without any is background; a warning says where no image had one in 200
+    steps on end.
 
     Args:
         boxes (str): ``'teacher'``: its detections; ``'layout'``: those of the image's targets;
@@ -101,6 +103,7 @@ class FGDHead(PyramidLevels):
         self.global_weight = global_weight
         self.temperature = temperature
         self.contexts: nn.ModuleList | None = None
+        self.start_watch()
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
         """One aligner, and one block of context, per compared level."""
@@ -113,6 +116,9 @@ class FGDHead(PyramidLevels):
     ) -> dict[str, Tensor]:
         """``loss_fgd_foreground``, ``_background``, ``_attention`` and ``_global``, by level."""
         objects = self.objects(teacher, targets)
+        if self.boxes != 'layout':
+            # Of layouts too: which of both a batch has may differ between processes.
+            self.watch(sum(map(len, objects)))
         focal, context = [], 0.0
         for index, (map_s, map_t) in enumerate(self.paired_maps(student, teacher)):
             places = [

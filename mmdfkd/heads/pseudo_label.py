@@ -1,5 +1,4 @@
 import torch
-from mmengine.dist import all_reduce
 from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -8,6 +7,7 @@ from mmdfkd.adapters import Observation, Targets
 from mmdfkd.registry import MODELS
 
 from .base import DistillHead
+from .object_watch import ObjectWatch
 
 
 class NoDetectionsError(RuntimeError):
@@ -15,7 +15,7 @@ class NoDetectionsError(RuntimeError):
 
 
 @MODELS.register_module()
-class PseudoLabelHead(DistillHead):
+class PseudoLabelHead(ObjectWatch, DistillHead):
     """The student's own training loss, the teacher's detections being the labels.
 
     Needs nothing in common with the teacher but the classes: of any family of detectors, at any
@@ -55,7 +55,7 @@ class PseudoLabelHead(DistillHead):
         self.patience = patience
         # Both are in the checkpoint: a resumed run goes on as it was.
         self.register_buffer('threshold', torch.tensor(float(threshold)))
-        self.register_buffer('empty_steps', torch.zeros((), dtype=torch.int64))
+        self.start_watch()
 
     def losses(
         self, student: Observation, teacher: Observation, targets: Targets, images: Tensor
@@ -67,24 +67,15 @@ class PseudoLabelHead(DistillHead):
         """
         least = float(self.threshold)
         objects = [_surest(found, least) for found in teacher.detections]
-        self._watch(sum(map(len, objects)), torch.is_grad_enabled() and self.training)
+        self.watch(sum(map(len, objects)))
         return {'loss_pseudo': sum(student.own_loss(objects).values())}
 
-    def _watch(self, count: int, counts: bool) -> None:
-        """Count steps without an object in any process; only those that train."""
-        if not counts:
-            return
-        total = torch.full_like(self.empty_steps, count)
-        all_reduce(total)
-        self.empty_steps.fill_(0 if total else int(self.empty_steps) + 1)
-        if int(self.empty_steps) < self.patience:
-            return
-        self.empty_steps.zero_()
-        least = float(self.threshold)
-        said = (
-            f'PseudoLabelHead: no detection of the teacher above {least:.3f} in {self.patience} '
-            'steps on end. '
-        )
+    def nothing_seen(self, said: str) -> None:
+        """Do what is configured.
+
+        Raises:
+            NoDetectionsError: Where ``on_empty='stop'`` says so.
+        """
         if self.on_empty == 'stop':
             raise NoDetectionsError(
                 said + 'Lower the threshold, or take images with objects in them '
@@ -92,10 +83,9 @@ class PseudoLabelHead(DistillHead):
             )
         if self.on_empty == 'lower':
             self.threshold.mul_(0.5)
-            said += f'The threshold is now {float(self.threshold):.3f}.'
+            print_log(f'{said}The threshold is now {float(self.threshold):.3f}.', 'current', 30)
         else:
-            said += 'The student learns nothing but background from it.'
-        print_log(said, 'current', 30)
+            super().nothing_seen(said)
 
 
 def _surest(found: InstanceData, least: float) -> InstanceData:

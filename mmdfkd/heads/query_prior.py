@@ -6,16 +6,18 @@ from mmdfkd.adapters.matching import SetCriterion
 from mmdfkd.registry import MODELS
 
 from .base import DistillHead, Needs
+from .object_watch import ObjectWatch
 from .query_base import require_detrs
 
 
 @MODELS.register_module()
-class QueryPriorHead(DistillHead):
+class QueryPriorHead(ObjectWatch, DistillHead):
     """The student's own set loss at the teacher's queries, by the teacher's assignment.
 
     DETRDistill's query prior (Chang et al., ICCV 2023): what the teacher detects are
     the objects, and the query that detects an object is responsible for it, in every decoder layer
-    of the student, so that no matching wavers. A query below the threshold is background.
+    of the student, so that no matching wavers. A query below the threshold is background. Where
+    none passes it in 200 steps on end, that is said.
 
     Args:
         threshold (float): Least class probability of an object, in (0, 1). Defaults to 0.4.
@@ -33,6 +35,7 @@ class QueryPriorHead(DistillHead):
             raise ValueError(f'QueryPriorHead: threshold is in (0, 1), not {threshold}.')
         self.threshold = threshold
         self.criterion: SetCriterion | None = None
+        self.start_watch()
 
     def bind(self, student: nn.Module, teacher: nn.Module) -> None:
         """Take the weights of the student's own losses.
@@ -54,13 +57,15 @@ class QueryPriorHead(DistillHead):
                 'or width): use mmdfkd.PseudoLabelHead, which matches.'
             )
         scores, classes = other.probabilities.max(-1)
-        size, terms = student.memory.image_size, []
+        size, terms, count = student.memory.image_size, [], 0
         for b, wanted in enumerate(other.boxes[-1].detach()):
             queries = (scores[b] >= self.threshold).nonzero().flatten()
             labels = classes[b, queries]
+            count += len(queries)
             pairs = queries, torch.arange(len(queries), device=queries.device)
             terms += [
                 self.criterion.loss(logits[b], boxes[b], wanted[queries], labels, pairs, size)
                 for logits, boxes in zip(own.logits, own.boxes, strict=True)
             ]
+        self.watch(count)
         return {'loss_query_prior': torch.stack(terms).mean()}

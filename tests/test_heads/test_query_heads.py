@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from mmdfkd.adapters import Normalizer, Observation, Targets, build_adapter
 from mmdfkd.adapters.matching import SetCriterion, assign_all
 from mmdfkd.distillers.student import Student
-from mmdfkd.heads import NoDetectionsError
+from mmdfkd.heads import NoDetectionsError, object_watch
 from mmdfkd.losses import masked_mimic, query_box_loss, query_class_loss, query_cost
 from mmdfkd.registry import MODELS
 
@@ -289,6 +289,41 @@ def test_an_epoch_without_detections_is_said(on_empty, capsys):
     (one,) = again.heads
     assert float(one.threshold) == pytest.approx(0.2 if on_empty == 'lower' else 0.4)
     assert int(one.empty_steps) == 0
+
+
+@pytest.mark.parametrize('kind', ['QueryPriorHead', 'FGDHead'])
+def test_heads_without_an_object_say_so(kind, monkeypatch):
+    """A warning after as many training steps on end, in any process; and then from the start."""
+    said = []
+    monkeypatch.setattr(object_watch, 'print_log', lambda text, *_: said.append(text))
+    head = dict(type=f'mmdfkd.{kind}', threshold=0.4)
+    seeing, silenced = adapter_of(), silent(adapter_of())
+    student = student_of(seeing, [head]).train()
+    (one,) = student.heads
+    one.patience = 3
+    for teacher, count in ((silenced, 1), (silenced, 2), (seeing, 0), (silenced, 1), (silenced, 2)):
+        student(PIXELS, observed(teacher, student), Targets())
+        assert int(one.empty_steps) == count and not said
+    with torch.no_grad():
+        student(PIXELS, observed(silenced, student), Targets())
+    student.eval()(PIXELS, observed(silenced, student), Targets())
+    assert int(one.empty_steps) == 2 and not said
+    # Another process still sees something.
+    with monkeypatch.context() as patch:
+        patch.setattr(object_watch, 'all_reduce', lambda total: total.add_(1))
+        student.train()(PIXELS, observed(silenced, student), Targets())
+    assert int(one.empty_steps) == 0
+    one.empty_steps.fill_(2)
+    # A resumed run counts on; an older checkpoint begins.
+    again = student_of(seeing, [head]).train()
+    again.heads.load_state_dict(student.heads.state_dict())
+    assert int(again.heads[0].empty_steps) == 2
+    older = {k: v for k, v in student.heads.state_dict().items() if 'empty' not in k}
+    again.heads.load_state_dict(older)
+    assert int(again.heads[0].empty_steps) == 0
+    student(PIXELS, observed(silenced, student), Targets())
+    assert int(one.empty_steps) == 0 and len(said) == 1
+    assert f'{kind}: no detection of the teacher above 0.400 in 3 steps on end' in said[0]
 
 
 def test_networks_that_do_not_pair_are_refused():
