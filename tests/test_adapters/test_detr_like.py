@@ -457,6 +457,41 @@ def test_heads_that_read_responses_read_it():
     assert theirs.response.dense_deltas[0].shape == (2, 4, h, w)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('kind', ['two-stage', 'dino'])
+def test_proposals_are_what_mmdet_chooses_from(kind):
+    """Of all places for Deformable DETR, of the chosen ones for DINO, as mmdet trains them."""
+    adapter = adapter_of(kind)
+    # Padded to 96 px, so that some places are masked.
+    memory = adapter.encode(toy.images(2, 80))
+    net, before = adapter.net, memory.encoder.before_decoder
+    logits, deltas = adapter.decoder.proposals(memory.encoder)
+    _, proposals = net.gen_encoder_output_proposals(
+        before['memory'], before['memory_mask'], before['spatial_shapes']
+    )
+    boxes = (deltas + proposals).sigmoid()
+    given, layout = {}, layouts()
+    if kind == 'dino':
+        given['batch_data_samples'] = adapter._samples(memory)
+        for sample, own, labels in zip(
+            given['batch_data_samples'], layout.boxes, layout.box_labels, strict=True
+        ):
+            sample.gt_instances = InstanceData(bboxes=own, labels=labels)
+    net.training = True
+    try:
+        _, wanted = net.pre_decoder(**before, **given)
+    finally:
+        net.training = False
+    if kind == 'dino':
+        logits, chosen = logits.topk(QUERIES, 1)
+        boxes = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
+        torch.testing.assert_close(logits, wanted['enc_outputs_class'].amax(-1))
+    else:
+        torch.testing.assert_close(logits, wanted['enc_outputs_class'][..., 0])
+    assert boxes.isfinite().all() and boxes.std() > 0.01
+    torch.testing.assert_close(boxes, wanted['enc_outputs_coord'])
+
+
 def test_every_trained_parameter_of_a_student_gets_a_gradient():
     """What the heads do not reach is found by one step on a blank image, and frozen."""
     pixels, teacher = toy.images(2, 64), adapter_of('dino')

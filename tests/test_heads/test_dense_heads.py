@@ -1,5 +1,6 @@
 """Heads of dense one-stage detectors, between published networks made slim."""
 
+import copy
 from functools import cache
 
 import pytest
@@ -146,6 +147,63 @@ def test_cross_goes_through_the_teachers_head(convs):
     assert reached == [True] * convs and ours.gfl_cls.weight.grad is None
     # No hook stays behind.
     assert not any(m._forward_hooks for n in (head, ours) for m in n.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('kind', ['gfl', 'fcos'])
+def test_cross_boxes_and_centerness_are_their_equations(kind):
+    """One convolution of the student's, then the teacher's head; all of it in float64."""
+    teacher = teacher_of(kind)
+    settings = dict(CROSS, box_weight=3.0, centerness_weight=2.0)
+    student = student_of(teacher, kind, settings).eval()
+    theirs = teacher.observe(PIXELS)
+    with torch.enable_grad():
+        found = student(PIXELS, theirs, Targets())
+    mine = student.adapter.encode(PIXELS)
+    head, ours = (copy.deepcopy(x).double() for x in (teacher.head, student.net.bbox_head))
+    rows = dict(sides=([], []), scores=([], []), boxes=([], []), middles=([], []))
+
+    def keep(name, which, maps):
+        rows[name][which].append(maps.flatten(2).transpose(1, 2))
+
+    for level, (x, y) in enumerate(zip(mine.feats, theirs.memory.feats, strict=True)):
+        stride = head.prior_generator.strides[level][0]
+        steps = [torch.arange(n, dtype=torch.float64) for n in y.shape[-2:]]
+        v, u = torch.meshgrid(*((s + 0.5) * stride for s in steps), indexing='ij')
+        towers = []
+        for own, other in ((ours.cls_convs, head.cls_convs), (ours.reg_convs, head.reg_convs)):
+            b = other[0](y.double())
+            a = with_moments_of(own[0](x.double()), b)
+            towers.append((other[1](a), other[1](b)))
+        for which in range(2):
+            cls, reg = (tower[which] for tower in towers)
+            if kind == 'gfl':
+                keep('scores', which, head.gfl_cls(cls))
+                keep('sides', which, head.scales[level](head.gfl_reg(reg)))
+                continue
+            keep('scores', which, head.conv_cls(cls))
+            # Centerness from the regression tower, distances in strides.
+            keep('middles', which, head.conv_centerness(reg))
+            left, up, right, down = (
+                head.scales[level](head.conv_reg(reg)).clamp_min(0) * stride
+            ).unbind(1)
+            keep('boxes', which, torch.stack([u - left, v - up, u + right, v + down], 1))
+    rows = {name: [torch.cat(x, 1) for x in both if x] for name, both in rows.items()}
+    evidence = rows['scores'][1].sigmoid().amax(-1)
+    if kind == 'gfl':
+        p, q = (x.unflatten(-1, (4, -1)).softmax(-1) for x in rows['sides'])
+        apart = (q * (q.log() - p.log())).sum(-1).mean(-1)
+        assert set(found) == {'loss_cross_cls', 'loss_cross_bbox'}
+    else:
+        evidence = evidence * rows['middles'][1][..., 0].sigmoid()
+        pair = [x.flatten(0, 1) for x in rows['boxes']]
+        giou = bbox_overlaps(*pair, mode='giou', is_aligned=True)
+        apart = 1 - giou.unflatten(0, evidence.shape)
+        wanted = 2 * mean(bernoulli_kl(*(x[..., 0] for x in rows['middles'])), evidence)
+        assert wanted > 1e-4
+        assert float(found['loss_cross_centerness']) == pytest.approx(wanted, rel=1e-3)
+    wanted = 3 * mean(apart, evidence)
+    assert wanted > 1e-4 and float(found['loss_cross_bbox']) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_widths_and_depths_that_do_not_fit_are_refused():

@@ -197,28 +197,33 @@ def test_pseudo_labels_are_the_networks_own_loss():
     assert 'extract_feat' not in vars(net)
 
 
+ASSIGN = dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5)
+RCNN = dict(
+    assigner=ASSIGN,
+    sampler=dict(type='RandomSampler', num=16, pos_fraction=0.5, add_gt_as_proposals=True),
+    pos_weight=-1,
+    mask_size=6,
+)
+TRAIN = dict(
+    rpn=dict(
+        assigner=dict(ASSIGN, pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3),
+        sampler=dict(type='RandomSampler', num=32, pos_fraction=0.5, add_gt_as_proposals=False),
+        allowed_border=-1,
+        pos_weight=-1,
+    ),
+    rpn_proposal=dict(nms_pre=60, max_per_img=12, nms=dict(type='nms', iou_threshold=0.7)),
+    rcnn=RCNN,
+)
+
+
 def test_pseudo_labels_of_another_family():
-    train = dict(
-        rpn=dict(
-            assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3),
-            sampler=dict(type='RandomSampler', num=32, pos_fraction=0.5, add_gt_as_proposals=False),
-            allowed_border=-1,
-            pos_weight=-1,
-        ),
-        rpn_proposal=dict(nms_pre=60, max_per_img=12, nms=dict(type='nms', iou_threshold=0.7)),
-        rcnn=dict(
-            assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
-            sampler=dict(type='RandomSampler', num=16, pos_fraction=0.5, add_gt_as_proposals=True),
-            pos_weight=-1,
-        ),
-    )
     teacher = adapter_of()
     for head in ('pseudo', 'quiet'):
         threshold = dict(pseudo=0.3, quiet=0.999)[head]
         student = student_of(
             teacher,
             [dict(HEADS['pseudo'], threshold=threshold)],
-            model=dict(toy.detector_model(), train_cfg=train),
+            model=dict(toy.detector_model(), train_cfg=TRAIN),
         )
         assert student.freeze_unused(teacher, (toy.SIZE, toy.SIZE)) == []
         (loss,) = student(PIXELS, observed(teacher, student), Targets()).values()
@@ -230,11 +235,19 @@ def test_pseudo_labels_of_another_family():
         bare(PIXELS, observed(teacher, bare), Targets())
 
 
-@pytest.mark.parametrize('kind', ['detr', 'deformable', 'two-stage'])
+@pytest.mark.parametrize('kind', ['detr', 'deformable', 'two-stage', 'dino'])
 def test_without_any_object_every_parameter_keeps_its_gradient(kind):
-    seeing = adapter_of(kind=kind)
-    changed = dict(kind=kind, decoder_layers=1, dims=16)
+    """DINO's denoising queries, of which there are none without an object, included."""
+    if kind == 'dino':
+        changed = dict(model=toy.small_detr('dino'))
+        seeing = adapter_of(**changed)
+    else:
+        seeing = adapter_of(kind=kind)
+        changed = dict(kind=kind, decoder_layers=1, dims=16)
     student = student_of(seeing, HEADS.values(), **changed)
+    # The published backbone's own first stages and norms.
+    fixed = [n for n, p in student.named_parameters() if not p.requires_grad]
+    assert all(kind == 'dino' and n.startswith('net.backbone.') for n in fixed)
     frozen = student.freeze_unused(seeing, (toy.SIZE, toy.SIZE))
     assert frozen == []
     teacher = seeing if kind == 'detr' else silent(seeing)
@@ -246,7 +259,7 @@ def test_without_any_object_every_parameter_keeps_its_gradient(kind):
     assert all(torch.isfinite(v) for v in losses.values())
     assert all(float(v) < 1e-3 for k, v in losses.items() if k.endswith(('l1', 'giou')))
     sum(losses.values()).backward()
-    assert [n for n, p in student.named_parameters() if p.grad is None] == []
+    assert [n for n, p in student.named_parameters() if p.grad is None] == fixed
     assert all(p.grad is None for p in teacher.net.parameters())
 
 
@@ -269,6 +282,28 @@ def test_what_no_head_reads_is_frozen():
     assert not aligned.net.query_embedding.weight.requires_grad
     hungarian = student_of(teacher, [HEADS['hungarian']])
     assert hungarian.freeze_unused(teacher, (toy.SIZE, toy.SIZE)) == []
+
+
+@pytest.mark.parametrize('kind', ['mask', 'cascade'])
+def test_pseudo_labels_without_any_object_of_masks_and_stages(kind):
+    if kind == 'mask':
+        model = dict(toy.detector_model(mask=True), train_cfg=TRAIN)
+    else:
+        model = dict(toy.cascade_model(), train_cfg=dict(TRAIN, rcnn=[RCNN, RCNN]))
+        model['train_cfg']['rpn_proposal'] = dict(TRAIN['rpn_proposal'], min_bbox_size=0)
+    teacher = adapter_of(model=model)
+    student = student_of(teacher, [HEADS['pseudo']], model=model).train()
+    assert student.freeze_unused(teacher, (toy.SIZE, toy.SIZE)) == []
+    # No box is as large: nothing is proposed, and nothing detected.
+    teacher.net.rpn_head.test_cfg.min_bbox_size = 1000
+    theirs = observed(teacher, student)
+    assert [len(found) for found in theirs.detections] == [0, 0]
+    assert all('masks' in found for found in theirs.detections)
+    (loss,) = student(PIXELS, theirs, Targets()).values()
+    assert torch.isfinite(loss) and loss > 0, 'what is proposed is background'
+    loss.backward()
+    assert [n for n, p in student.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in student.parameters())
 
 
 @pytest.mark.parametrize('on_empty', ['warn', 'lower', 'stop'])
