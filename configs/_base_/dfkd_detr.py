@@ -14,8 +14,12 @@ model = dict(
         decoder=0.5,
         init='inherit'),
     heads=[
-        # What the decoder reads, which of it becomes a query, and what it says at a query.
+        # What the decoder reads, which of it becomes a query, and what it says at the teacher's queries
+        # and at the student's own. All queries count alike: a second one of an object has to be silent.
         dict(type='mmdfkd.EncoderMemoryHead'),
         dict(type='mmdfkd.RPNResponseHead'),
-        dict(type='mmdfkd.QueryAlignedHead'),
+        dict(type='mmdfkd.QueryAlignedHead', fresh=False, floor=1.0),
+        dict(type='mmdfkd.StudentQueryHead'),
     ])
+# Heads and rate by mAP on training images of the digits (docs/notes/detr.md).
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
