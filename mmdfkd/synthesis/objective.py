@@ -1,6 +1,6 @@
 """What sources that optimise images share: the terms they use, and the classes they ask for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from mmengine.logging import print_log
@@ -31,6 +31,23 @@ def suited_priors(priors: Iterable[Prior], teacher: Adapter, title: str) -> list
         else:
             print_log(f'{title}: {prior.name} left out: {reason}', 'current')
     return used
+
+
+def check_suited(used: Collection[Prior], who: str) -> None:
+    """Stop where nothing is left that images could be made by.
+
+    Args:
+        used (Collection[Prior]): From :func:`suited_priors`.
+        who (str): The class they are given to, for the message.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not used:
+        raise ValueError(
+            f'{who}: none of its priors suits the teacher; the log says why of each, and which '
+            "would do. priors='auto' takes those that do."
+        )
 
 
 def weighted_names(priors: Iterable[Prior]) -> str:

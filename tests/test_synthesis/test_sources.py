@@ -329,6 +329,12 @@ class TestRefinedDetails:
         logs = prepare(refined(), teacher).refresh(teacher, student, 0)
         assert 'refined/divergence' not in logs and 'refined/target' in logs
 
+    def test_no_prior_that_applies(self):
+        """Said at the start, not at the first refresh."""
+        source = refined(priors=[dict(type='mmdfkd.BatchNormPrior')])
+        with pytest.raises(ValueError, match='RefinedSource: none of its priors suits'):
+            prepare(source, classifier(0))
+
     @pytest.mark.parametrize('name', ['every', 'batch', 'steps', 'max_images'])
     def test_bad_arguments(self, name):
         with pytest.raises(ValueError, match=name):

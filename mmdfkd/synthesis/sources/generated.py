@@ -20,7 +20,7 @@ from ..automatic import build_priors
 from ..codes import KINDS, label_codes
 from ..frozen import frozen
 from ..layouts import proposed_layout
-from ..objective import balanced_label, suited_priors, taps_of, weighted_names
+from ..objective import balanced_label, check_suited, suited_priors, taps_of, weighted_names
 from ..priors.base import Prior
 from ..priors.context import SynthesisContext
 from ..priors.target import TargetPrior
@@ -202,11 +202,7 @@ class GeneratorSource(BankedSource):
         self.num_classes = teacher.num_classes
         self._shows_class = self.labelled and teacher.family == 'classifier'
         self._used = suited_priors(self.priors, teacher, 'Generator')
-        if not self._used:
-            raise ValueError(
-                'GeneratorSource: none of its priors suits the teacher; the log says why '
-                "of each, and which would do. priors='auto' takes those that do."
-            )
+        check_suited(self._used, 'GeneratorSource')
         layers = self.generator.noisy_layers
         if layers and self.batch > layers * self.num_classes:
             raise ValueError(

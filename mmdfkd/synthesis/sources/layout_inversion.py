@@ -17,7 +17,7 @@ from ..descent import SmoothDescent
 from ..frozen import frozen
 from ..growth import LabelGrowth
 from ..jitter import SceneJitter
-from ..objective import check_finite, suited_priors, taps_of
+from ..objective import check_finite, check_suited, suited_priors, taps_of
 from ..pieces import Pieces
 from ..priors.base import Prior
 from ..priors.context import SynthesisContext
@@ -171,11 +171,7 @@ class LayoutInversionSource(InvertingSource):
         self.least_size = float(self.sizes.prod(1).sqrt().min()) / 2
         self.growth = LabelGrowth(**{'least_size': self.least_size, **self.growth_cfg})
         self._used = suited_priors(self.priors, teacher, self.title)
-        if not self._used:
-            raise ValueError(
-                'LayoutInversionSource: none of its priors suits the teacher; the log says why '
-                "of each, and which would do. priors='auto' takes those that do."
-            )
+        check_suited(self._used, 'LayoutInversionSource')
         self.composer = None
         index = None if self.scenes is None else ReplayBank.latest_index(self.scenes)
         if index is not None:

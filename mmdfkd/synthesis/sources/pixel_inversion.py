@@ -20,7 +20,7 @@ from ..descent import OptimizerDescent, SmoothDescent
 from ..frozen import frozen
 from ..greyness import grey_images, kept_grey
 from ..inversion_run import InversionRun
-from ..objective import balanced_label, check_finite, suited_priors, weighted_names
+from ..objective import balanced_label, check_finite, check_suited, suited_priors, weighted_names
 from ..pass_count import counted
 from ..priors.base import Prior
 from ..priors.parts import patch_size
@@ -186,11 +186,7 @@ class PixelInversionSource(InvertingSource):
         super().prepare(teacher, seed=seed, image_size=image_size, device=device)
         self.prepare_inner(teacher)
         self._used = suited_priors(self.priors, teacher, self.title)
-        if not self._used:
-            raise ValueError(
-                'PixelInversionSource: none of its priors suits the teacher; the log says why '
-                "of each, and which would do. priors='auto' takes those that do."
-            )
+        check_suited(self._used, 'PixelInversionSource')
         self.half_size = half_size(self.image_size, patch_size(teacher.net)) if self.half else None
         if self.sparse is not None:
             reason = dense_only(teacher)

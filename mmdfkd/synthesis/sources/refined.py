@@ -15,7 +15,7 @@ from ..automatic import build_priors
 from ..blur import blurred
 from ..frozen import frozen
 from ..layouts import wanted_targets
-from ..objective import balanced_label, suited_priors, taps_of, weighted_names
+from ..objective import balanced_label, check_suited, suited_priors, taps_of, weighted_names
 from ..priors.base import Prior
 from ..priors.context import SynthesisContext
 from ..training import keep_best
@@ -107,11 +107,16 @@ class RefinedSource(RetreatingSource):
         image_size: tuple[int, int],
         device: torch.device | str,
     ) -> None:
-        """Prepare the inner source and choose the priors that suit the teacher; says which."""
+        """Prepare the inner source and choose the priors that suit the teacher; says which.
+
+        Raises:
+            ValueError: If no prior suits the teacher.
+        """
         super().prepare(teacher, seed=seed, image_size=image_size, device=device)
         self.source.folder = None if self.folder is None else self.folder / 'start'
         self.source.prepare(teacher, seed=seed, image_size=image_size, device=device)
         self._used = suited_priors(self.priors, teacher, 'Refinement')
+        check_suited(self._used, 'RefinedSource')
         print_log(
             f'Refinement: {self.batch} images every {self.every} steps, '
             f'{self.steps} times down {weighted_names(self._used)}',
