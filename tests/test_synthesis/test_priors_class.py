@@ -112,6 +112,14 @@ def test_information_entropy():
     assert torch.autograd.gradcheck(information_entropy, (x,))
 
 
+def test_information_entropy_takes_two_classes():
+    """Of one it would be a division by ``log 1``."""
+    prior = InformationEntropyPrior()
+    assert 'TargetPrior' in prior.unsuited(detector(0, classes=1))
+    assert prior.unsuited(detector(0, classes=2)) is None
+    assert prior.unsuited(teacher('vit')) is None
+
+
 def test_jensen_shannon():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 6, 10)) * 4

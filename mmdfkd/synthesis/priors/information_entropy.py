@@ -3,6 +3,7 @@ import math
 import torch
 from torch import Tensor
 
+from mmdfkd.adapters.base import Adapter
 from mmdfkd.losses.reduce import at_least_float32
 from mmdfkd.registry import MODELS
 
@@ -26,6 +27,12 @@ class InformationEntropyPrior(Prior):
     """
 
     name = 'information_entropy'
+
+    def unsuited(self, teacher: Adapter) -> str | None:
+        """One class has no entropy."""
+        if teacher.num_classes > 1:
+            return None
+        return 'the teacher knows one class, which always occurs; mmdfkd.TargetPrior asks for it'
 
     def forward(self, ctx: SynthesisContext) -> Tensor:
         """Scalar in [0, 1]."""
