@@ -137,6 +137,23 @@ def test_prefers_what_the_networks_disagree_on(teacher, student, answers, monkey
     np.testing.assert_allclose(old, values / values.sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(
+            type='mmdfkd.GeneratorSource',
+            generator=dict(type='mmdfkd.ConvGenerator', noise_dims=4, channels=(8, 8)),
+        ),
+        dict(type='mmdfkd.PixelInversionSource', source=POOL, images=2),
+    ],
+)
+def test_disagreement_is_refused_where_nobody_measures_it(teacher, cfg):
+    """It would silently draw by age."""
+    source = MODELS.build(dict(cfg, bank=dict(policy='disagreement')))
+    with pytest.raises(ValueError, match=f'{type(source).__name__}: bank=.*mmdfkd.ReplaySource'):
+        source.prepare(teacher, seed=0, image_size=(16, 16), device='cpu')
+
+
 def test_keeps_the_few_largest_probabilities(teacher):
     source = prepared(teacher, answers=True, bank=dict(capacity=18, topk=2))
     images, _, answers = source.bank.take(source.bank.ids)

@@ -25,9 +25,11 @@ class BankedSource(SyntheticSource):
     Attributes:
         bank: Opened when the source is prepared; None where it keeps no images.
         augment: Of the draws from the bank, or None.
+        measures_disagreement: Whether it tells the bank on which images the networks differ.
     """
 
     augment: Callable | None = None
+    measures_disagreement = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,8 +46,15 @@ class BankedSource(SyntheticSource):
             **settings: Of :class:`~mmdfkd.synthesis.bank.ReplayBank`.
 
         Raises:
-            ValueError: If it does not fit.
+            ValueError: If it does not fit, or its policy needs what nobody measures.
         """
+        if settings.get('policy') == 'disagreement' and not self.measures_disagreement:
+            raise ValueError(
+                f"{type(self).__name__}: bank=dict(policy='disagreement') needs teacher and "
+                'student to be compared on the images of the bank, which this source does not do. '
+                "Use 'uniform' or 'recent', or put an mmdfkd.ReplaySource with this policy around "
+                'it.'
+            )
         self.bank = ReplayBank(self.image_size, folder=folder, shard=get_dist_info(), **settings)
 
     def restore_bank(self) -> None:

@@ -67,6 +67,8 @@ class ReplaySource(BankedSource):
         TypeError: If the inner source takes its images from the dataset.
     """
 
+    measures_disagreement = True
+
     def __init__(
         self,
         source: Mapping,
