@@ -41,6 +41,16 @@ INVERSION = dict(
     checks=1,
 )
 TARGET = [dict(type='mmdfkd.TargetPrior')]
+LAYOUTS = dict(
+    type='mmdfkd.LayoutInversionSource',
+    source=dict(POOL, balance=False),
+    images=6,
+    every=2,
+    batch=4,
+    steps=4,
+    starts=10,
+    boxes=(1, 3),
+)
 SOURCES = dict(
     pooled=POOL,
     refined=dict(
@@ -77,15 +87,19 @@ SOURCES = dict(
     ),
     rebirth=dict(INVERSION, priors=TARGET, sparse=dict(type='mmdfkd.PatchRebirth', images=2)),
     warm=dict(INVERSION, priors=TARGET, start='bank'),
-    layouts=dict(
-        type='mmdfkd.LayoutInversionSource',
-        source=dict(POOL, balance=False),
-        images=6,
-        every=2,
-        batch=4,
-        steps=4,
-        starts=10,
-        boxes=(1, 3),
+    layouts=LAYOUTS,
+    # Scenes are composed of what an inner source draws that has learned since the first ones.
+    layouts_of_refined=dict(
+        LAYOUTS,
+        source=dict(
+            type='mmdfkd.RefinedSource',
+            source=dict(POOL, balance=False),
+            priors=TARGET,
+            every=1,
+            batch=2,
+            steps=1,
+            share=0.9,
+        ),
     ),
     replay=dict(
         type='mmdfkd.ReplaySource',
@@ -129,7 +143,7 @@ class Run:
     """The source's part of a run, step by step."""
 
     def __init__(self, name, networks, folder, root) -> None:
-        kind, self.size = ('detector', toy.SIZE) if name == 'layouts' else ('classifier', 16)
+        kind, self.size = ('detector', toy.SIZE) if 'layouts' in name else ('classifier', 16)
         self.teacher, self.student = networks[kind]
         cfg = dict(SOURCES[name], **(dict(root=str(root)) if name == 'folder' else {}))
         self.source = MODELS.build(copy.deepcopy(cfg))

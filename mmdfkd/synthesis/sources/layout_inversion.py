@@ -1,3 +1,4 @@
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -24,6 +25,8 @@ from ..priors.context import SynthesisContext
 from ..scene import Scene, SceneComposer, neighbourhood
 from ..symmetry import detected
 from .banked import InvertingSource
+from .base import SyntheticSource
+from .mixture import MixtureSource
 
 #: Indices of the start images begin here: no random numbers are shared with images that are drawn.
 _OFFSET = 1 << 41
@@ -146,6 +149,8 @@ class LayoutInversionSource(InvertingSource):
         self.bank_cfg = dict(bank or {})
         self._used: list[Prior] = list(self.priors)
         self.composer: SceneComposer | None = None
+        # A resumed run finds such a source as it is now: scenes must not rest on what it was.
+        self._start_changes = draws_change(self.source)
         # Batches in which the teacher detected some object.
         self.register_buffer('shown', torch.zeros((), dtype=torch.int64))
 
@@ -166,10 +171,7 @@ class LayoutInversionSource(InvertingSource):
         super().prepare(teacher, seed=seed, image_size=image_size, device=device)
         sizes = None if teacher.sizes_from_images else teacher.box_sizes()
         self.prepare_inner(teacher)
-        # What is smaller no anchor finds.
-        self.sizes = self._sizes_in_images(teacher) if sizes is None else sizes
-        self.least_size = float(self.sizes.prod(1).sqrt().min()) / 2
-        self.growth = LabelGrowth(**{'least_size': self.least_size, **self.growth_cfg})
+        self._take_sizes(self._sizes_in_images(teacher) if sizes is None else sizes)
         self._used = suited_priors(self.priors, teacher, self.title)
         check_suited(self._used, 'LayoutInversionSource')
         self.composer = None
@@ -183,6 +185,12 @@ class LayoutInversionSource(InvertingSource):
             self.made.fill_(self.images)
             print_log(f'Layout inversion: {self.images} images of {self.scenes}', 'current')
         self.restore_bank()
+
+    def _take_sizes(self, sizes: Tensor) -> None:
+        """Sizes of objects that the teacher finds: what is smaller no anchor finds."""
+        self.sizes = sizes
+        self.least_size = float(sizes.prod(1).sqrt().min()) / 2
+        self.growth = LabelGrowth(**{'least_size': self.least_size, **self.growth_cfg})
 
     # Making images ------------------------------------------------------------------------------
 
@@ -220,7 +228,7 @@ class LayoutInversionSource(InvertingSource):
                 f'({self.image_size[0]} x {self.image_size[1]} px) against the one the teacher was '
                 'trained at, or use another source.'
             )
-        if not self.every:
+        if not self.every or self._start_changes:
             self.composer = None
 
     def make(
@@ -235,6 +243,8 @@ class LayoutInversionSource(InvertingSource):
             return {}
         with frozen(teacher.net, student.net), torch.enable_grad():
             if self.composer is None:
+                if self._start_changes and teacher.sizes_from_images:
+                    self._take_sizes(self._sizes_in_images(teacher))
                 settings = {'least_size': self.least_size, 'boxes': self.boxes, **self.scene_cfg}
                 self.composer = SceneComposer(self.pieces(teacher), self.rng, **settings)
             scenes = [self.composer(serial) for serial in mine]
@@ -264,10 +274,13 @@ class LayoutInversionSource(InvertingSource):
             boxes.append(where.float().cpu())
         found = Pieces(torch.cat(images), torch.cat(votes).numpy(), torch.cat(boxes).numpy())
         surest = found.votes.max(0)
+        # Where it is done for every batch, the log says so once.
+        level = logging.DEBUG if int(self.shown) else logging.INFO
         print_log(
             f'Layout inversion: the surest piece of a class is seen with {np.median(surest):.2f} '
             f'(median of {len(surest)} classes; least {surest.min():.2f})',
             'current',
+            level,
         )
         sizes = self.sizes.double().cpu().numpy()
         found = found.completed(sizes, self.least_size, self.rng('places', 0))
@@ -277,6 +290,7 @@ class LayoutInversionSource(InvertingSource):
                 f'Layout inversion: {unseen} of {len(surest)} classes are seen nowhere; boxes of '
                 "its anchors' sizes at random places stand in for theirs",
                 'current',
+                level,
             )
         return found
 
@@ -388,3 +402,18 @@ class LayoutInversionSource(InvertingSource):
             boxes, labels = self.growth(boxes, labels, detections, size)
         seen = torch.cat(found)
         return boxes, labels, float(seen.sum()) / max(len(seen), 1)
+
+
+def draws_change(source: SyntheticSource) -> bool:
+    """Whether a source's draws depend on the step: it learns, keeps images, or mixes by a schedule.
+
+    Args:
+        source (SyntheticSource): With its parts.
+    """
+
+    def changes(part: SyntheticSource) -> bool:
+        if isinstance(part, MixtureSource):
+            return len(part.steps) > 1
+        return type(part).refresh is not SyntheticSource.refresh
+
+    return any(changes(part) for part in source.modules() if isinstance(part, SyntheticSource))
