@@ -1,28 +1,27 @@
 """What a run asks of its teacher, worked out from its source before it starts.
 
 The unit is one whole image through the teacher without gradient. With a gradient to its pixels it
-counts twice, forwards and backwards; at a smaller size by its share of the tokens. What
-:class:`mmdfkd.engine.TeacherPassesHook` counts in a run is in the same unit.
+counts twice, forwards and backwards; at a smaller size by its share of the tokens. Where a prior
+asks a random number of times its mean counts. What :class:`mmdfkd.engine.TeacherPassesHook` counts
+in a run is in the same unit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import ceil
 
 from mmdet.models.detectors.base import BaseDetector
 from torch import nn
 
-from mmdfkd.synthesis import SyntheticSource, look_choice
+from mmdfkd.adapters import Normalizer, build_adapter
+from mmdfkd.registry import MODELS
+from mmdfkd.synthesis import SyntheticSource, inspect_teacher, look_choice
+from mmdfkd.synthesis.automatic import AutomaticPriors
+from mmdfkd.synthesis.priors.base import Prior
 from mmdfkd.synthesis.priors.parts import attention_layers, patch_size
 from mmdfkd.synthesis.symmetry import ASKED
 
 _WITH_GRADIENT = 2
-_ASK_STUDENT = (
-    'DivergencePrior',
-    'JensenShannonPrior',
-    'LogitDistancePrior',
-    'AttentionConsistencyPrior',
-)
 
 
 @dataclass(frozen=True)
@@ -112,26 +111,33 @@ def _pooled(source, teacher, size) -> TeacherPasses:
 
 
 def _refined(source, teacher, size) -> TeacherPasses:
-    # The steps, and the last image.
-    cost = source.batch * (_WITH_GRADIENT * source.steps + 1)
+    priors = _used(source.priors, teacher)
+    # The steps and the last image; what remembers looks at the best ones.
+    each = (_WITH_GRADIENT * source.steps + 1) * (1 + _beside(priors))
+    each += any(prior.remembers for prior in priors) + isinstance(teacher, BaseDetector)
     first = ceil(source.start / source.every) * source.every
-    own = TeacherPasses(rounds=((first, source.every, cost),))
+    own = TeacherPasses(rounds=((first, source.every, source.batch * each),))
     return own + teacher_passes(source.source, teacher, size)
 
 
-def _generated(source, *_) -> TeacherPasses:
+def _generated(source, teacher, _) -> TeacherPasses:
+    priors = _used(source.priors, teacher)
     cost = _WITH_GRADIENT * source.batch * source.steps
-    # Before the first step the teacher answers for the student.
-    twice = 2 if any(type(prior).__name__ in _ASK_STUDENT for prior in source.priors) else 1
-    return TeacherPasses(source.first * cost * twice, ((source.start, source.every, cost),))
+    return TeacherPasses(
+        source.first * cost * (1 + _beside(priors, alone=True)),
+        ((source.start, source.every, cost * (1 + _beside(priors))),),
+    )
 
 
 def _inverted(source, teacher, size) -> TeacherPasses:
     from mmdfkd.synthesis.sources.pixel_inversion import half_size
 
+    priors, detects = _used(source.priors, teacher), isinstance(teacher, BaseDetector)
     patch, tokens = patch_size(teacher), _tokens(teacher, size)
     small = half_size(size, patch) if source.half else None
     halved = int(source.half * source.steps) if small else 0
+    # Of a pass at half the resolution.
+    share = _tokens(teacher, small) / tokens if halved else 1.0
     whole = source.steps - halved
     mean = last = 1.0
     if source.sparse is not None:
@@ -139,20 +145,50 @@ def _inverted(source, teacher, size) -> TeacherPasses:
         mean = (tokens - patches * (1 - source.sparse.mean_share(patches, whole))) / tokens
         kept = [patches, *source.sparse.events(patches, whole).values()][-1]
         last = (tokens - patches + kept) / tokens
-    one = _WITH_GRADIENT * whole * mean
-    if halved:
-        one += _WITH_GRADIENT * halved * _tokens(teacher, small) / tokens
-    # Now and then the image itself; finished images are looked at once more.
-    one += source.yields + (source.checks * last if source.yields == 1 else 0)
+
+    def one(beside: float) -> float:
+        """Of a trajectory; the passes beside the shared one are of whole images."""
+        cost = _WITH_GRADIENT * (whole * (mean + beside) + halved * share * (1 + beside))
+        # Now and then the image itself; finished images are looked at once more.
+        cost += source.checks * (last + beside) if source.yields == 1 else 0
+        if not detects or any(prior.remembers for prior in priors):
+            cost += source.yields
+        # A detector's layout is proposed by itself.
+        return cost + (share if detects else 0)
+
     count = ceil(source.images / source.yields)
-    cost = TeacherPasses(count * one)
+    cost = TeacherPasses(count * one(_beside(priors, alone=True)))
     if hasattr(source.augment, 'restrict'):
         cost += TeacherPasses(_looks(size) * min(count * source.yields, ASKED))
     if source.every:
-        cost += TeacherPasses(rounds=((source.every, source.every, source.batch * one),))
+        made = source.batch * one(_beside(priors))
+        cost += TeacherPasses(rounds=((source.every, source.every, made),))
     if source.source is not None:
         cost += teacher_passes(source.source, teacher, size)
     return cost
+
+
+def _used(priors: Iterable[Prior], teacher: nn.Module) -> list[Prior]:
+    """Those that a source will use with this teacher."""
+    adapter = build_adapter(teacher, Normalizer([0.0] * 3, [1.0] * 3, 'rgb'))
+    if isinstance(priors, AutomaticPriors) and not priors.chosen:
+        chosen = inspect_teacher(adapter, targets=priors.targets).priors
+        priors = [MODELS.build(prior) for prior in chosen]
+    return [prior for prior in priors if prior.unsuited(adapter) is None]
+
+
+def _beside(priors: Iterable[Prior], alone: bool = False) -> float:
+    """Passes of an image in one evaluation of the objective, beside the one that all terms share.
+
+    Args:
+        priors (Iterable[Prior]): The terms.
+        alone (bool): Before the first training step the teacher answers for the student.
+    """
+    passes = sum(prior.extra_passes for prior in priors)
+    if alone:
+        passes += any(prior.asks_student for prior in priors)
+        passes += sum(prior.extra_student_passes for prior in priors)
+    return passes
 
 
 def _mixed(source, teacher, size) -> TeacherPasses:

@@ -5,10 +5,12 @@ import toy
 from mmengine.config import Config
 
 from mmdfkd.adapters import Normalizer, build_adapter
+from mmdfkd.datasets.renderers.stream import stream
 from mmdfkd.evaluation.teacher_passes import TeacherPasses, teacher_passes
 from mmdfkd.registry import MODELS
 from mmdfkd.synthesis import SyntheticSource
 from mmdfkd.synthesis.pass_count import counted
+from mmdfkd.synthesis.priors.sub_boxes import SubBoxPrior, sub_boxes
 
 SIZE = (32, 32)
 POOLED = dict(
@@ -19,6 +21,12 @@ POOLED = dict(
 )
 INVERTED = dict(type='mmdfkd.PixelInversionSource', source=POOLED, images=4, steps=7, checks=3)
 TARGET = [dict(type='mmdfkd.TargetPrior')]
+#: Terms that ask a further time, and terms that ask the student, each in its own way.
+CONTRASTIVE = [*TARGET, dict(type='mmdfkd.ContrastivePrior', memory=4)]
+ADVERSARIES = [
+    dict(type=f'mmdfkd.{name}Prior') for name in ('Divergence', 'LogitDistance', 'JensenShannon')
+]
+ATTENTION = dict(type='mmdfkd.AttentionConsistencyPrior')
 GENERATOR = dict(type='mmdfkd.ConvGenerator', noise_dims=4, channels=(8, 8))
 SOURCES = dict(
     pooled=POOLED,
@@ -52,6 +60,47 @@ SOURCES = dict(
         first=2,
         priors=[dict(type='mmdfkd.DivergencePrior')],
     ),
+    refined_contrastive=dict(
+        type='mmdfkd.RefinedSource', source=POOLED, batch=2, steps=2, priors=CONTRASTIVE
+    ),
+    refined_remembers=dict(
+        type='mmdfkd.RefinedSource',
+        source=POOLED,
+        batch=2,
+        steps=1,
+        # Without batch norms the second one is left out.
+        priors=[
+            dict(type='mmdfkd.BoundaryPreservingPrior'),
+            dict(type='mmdfkd.BatchNormPrior', momentum=0.5),
+        ],
+    ),
+    inverted_contrastive=dict(INVERTED, priors=CONTRASTIVE, every=2, batch=2),
+    dropping_contrastive=dict(
+        INVERTED,
+        priors=CONTRASTIVE,
+        sparse=dict(type='mmdfkd.PatchDropping', at=(0.3,), share=0.5),
+    ),
+    inverted_box=dict(INVERTED, priors=[dict(type='mmdfkd.SubBoxPrior', most=1)]),
+    inverted_adversary=dict(INVERTED, priors=[*TARGET, *ADVERSARIES, ATTENTION], every=2, batch=2),
+    inverted_auto=dict(INVERTED, priors='auto', every=3),
+    generated_contrastive=dict(
+        type='mmdfkd.GeneratorSource',
+        generator=GENERATOR,
+        batch=2,
+        steps=2,
+        first=1,
+        priors=CONTRASTIVE,
+    ),
+    generated_attention=dict(
+        type='mmdfkd.GeneratorSource', generator=GENERATOR, batch=2, first=2, priors=[ATTENTION]
+    ),
+    generated_adversaries=dict(
+        type='mmdfkd.GeneratorSource',
+        generator=GENERATOR,
+        batch=2,
+        first=2,
+        priors=[*ADVERSARIES, ATTENTION],
+    ),
     mixture=dict(type='mmdfkd.MixtureSource', sources=[POOLED, dict(INVERTED, priors=TARGET)]),
 )
 
@@ -79,6 +128,20 @@ def test_passes_are_those_counted(networks, name, tmp_path):
             source.refresh(teacher, student, iteration)
     assert before == pytest.approx(expected.before)
     assert count.work == pytest.approx(expected.of(steps, 0))
+
+
+def test_boxes_count_by_their_mean(networks, monkeypatch):
+    """With the number of boxes that these images happen to have it is exact."""
+    teacher, student = networks
+    numbers = [len(sub_boxes(stream('sub-boxes', 1, n), 4)) for n in range(2000)]
+    assert SubBoxPrior(most=4).extra_passes == pytest.approx(sum(numbers) / 2000, rel=0.02)
+    cfg = dict(INVERTED, priors=[dict(type='mmdfkd.SubBoxPrior', most=4)], augment=None)
+    monkeypatch.setattr(SubBoxPrior, 'extra_passes', sum(numbers[:4]) / 4)
+    source = MODELS.build(cfg)
+    with counted(teacher.net, SIZE) as count:
+        source.prepare(teacher, seed=1, image_size=SIZE, device='cpu')
+        source.fill(teacher)
+    assert count.work == pytest.approx(teacher_passes(source, teacher.net, SIZE).before)
 
 
 def test_most_steps_within_a_budget():

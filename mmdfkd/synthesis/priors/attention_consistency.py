@@ -29,6 +29,7 @@ class AttentionConsistencyPrior(AttentionTerm):
     """
 
     name = 'attention_consistency'
+    extra_student_passes = 1.0
 
     def forward(self, ctx: SynthesisContext) -> Tensor:
         """``[B]``, at least zero.

@@ -16,10 +16,20 @@ class Prior(nn.Module):
 
     Args:
         weight (float): Factor of the term in the objective.
+
+    Attributes:
+        extra_passes: Passes of the teacher for each image, beside the one that all terms share.
+        asks_student: Whether it wants the student's answer, one pass that all such terms share.
+        extra_student_passes: Passes of the student for each image, beside that one.
+        remembers: Whether :meth:`finished` looks at what the teacher says of the images.
     """
 
     #: Name of the term in logs.
     name: str
+    extra_passes: float = 0.0
+    asks_student: bool = False
+    extra_student_passes: float = 0.0
+    remembers: bool = False
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

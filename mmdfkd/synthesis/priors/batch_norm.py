@@ -57,6 +57,11 @@ class BatchNormPrior(Prior):
         # Of all layers end to end, means and then variances; empty before the first batch.
         self.register_buffer('earlier', torch.zeros(0))
 
+    @property
+    def remembers(self) -> bool:
+        """Where earlier images count."""
+        return self.momentum > 0
+
     def taps(self, teacher: Adapter) -> tuple[str, ...]:
         """What enters the batch norms of backbone and neck."""
         return tuple(f'{name}:input' for name in batch_norms(teacher.net))

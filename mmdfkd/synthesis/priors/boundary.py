@@ -40,6 +40,7 @@ class BoundaryPreservingPrior(Prior):
     """
 
     name = 'boundary'
+    remembers = True
 
     def __init__(
         self,

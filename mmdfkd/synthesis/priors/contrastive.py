@@ -43,6 +43,8 @@ class ContrastivePrior(Prior):
     """
 
     name = 'contrastive'
+    extra_passes = 1.0
+    remembers = True
 
     def __init__(
         self,

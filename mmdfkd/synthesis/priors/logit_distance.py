@@ -17,6 +17,7 @@ class LogitDistancePrior(Prior):
     """
 
     name = 'logit_distance'
+    asks_student = True
 
     def forward(self, ctx: SynthesisContext) -> Tensor:
         """``[B]``, at most zero."""

@@ -50,6 +50,11 @@ class SubBoxPrior(Prior):
         self.most = most
         self.sure = tuple(sure)
 
+    @property
+    def extra_passes(self) -> float:
+        """One of each box, on average: their number is even in 1 to ``most``."""
+        return (1 + self.most) / 2
+
     def unsuited(self, teacher: Adapter) -> str | None:
         """Classes of whole images are a classifier's."""
         if teacher.family == 'classifier':
