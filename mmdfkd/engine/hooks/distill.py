@@ -15,6 +15,7 @@ from mmdfkd.distillers import DataFreeDistiller
 from mmdfkd.registry import HOOKS
 from mmdfkd.utils.run_files import SYNTHETIC, refuse_foreign_checkpoints
 
+from .banks import BankHook
 from .overwrite import OverwriteHook
 
 _STATE = 'dfkd_state'
@@ -69,11 +70,12 @@ def will_resume(runner) -> bool:
 
 
 @HOOKS.register_module()
-class DistillHook(OverwriteHook):
+class DistillHook(BankHook, OverwriteHook):
     """Checks a run before its first step, seeds every step, keeps the state beside the student.
 
     All global generators are seeded from ``(seed, iteration, rank)`` at the start of every step, so
     drop path and third-party code behave alike in a resumed run, and validation changes nothing.
+    A checkpoint names the banks' images of all processes (:class:`.banks.BankHook`).
     """
 
     priority = 'VERY_HIGH'
@@ -168,6 +170,7 @@ class DistillHook(OverwriteHook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Seed every global generator for this step."""
+        super().before_train_iter(runner, batch_idx, data_batch)
         seed_everything(runner.seed, runner.iter + 1, get_rank())
         distiller_of(runner).iteration = runner.iter
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from mmengine.dist import get_dist_info
+from mmengine.dist import all_gather_object, get_dist_info
 from mmengine.logging import print_log
 from torch import Tensor
 
@@ -35,6 +35,8 @@ class BankedSource(SyntheticSource):
         super().__init__()
         self.bank: ReplayBank | None = None
         self._restored: dict | None = None
+        # Of all processes together, while a checkpoint is about to be written.
+        self._gathered: dict | None = None
         # Whether the folder may hold images of an earlier run.
         self._replaces = False
 
@@ -64,10 +66,22 @@ class BankedSource(SyntheticSource):
             self._restored = None
 
     def bank_index(self) -> dict | None:
-        """For the checkpoint; the images lie in the bank's own files."""
+        """For the checkpoint; the images lie in the bank's own files.
+
+        Of this process alone, unless :meth:`gather_index` was called before by all of them.
+        """
         if self._restored is not None or self.bank is None:
             return self._restored
-        return self.bank.index()
+        return self.bank.index() if self._gathered is None else self._gathered
+
+    def gather_index(self) -> None:
+        """Exchange the indices with the other processes, all of which have to call this."""
+        if self.bank is not None and self._restored is None:
+            self._gathered = ReplayBank.merge(all_gather_object(self.bank.index()))
+
+    def forget_gathered(self) -> None:
+        """The bank may change: :meth:`bank_index` is again of what it then is."""
+        self._gathered = None
 
     def augmented(
         self, images: Tensor, targets: Targets, indices: Sequence[int]
