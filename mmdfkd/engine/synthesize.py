@@ -18,6 +18,7 @@ from torch import Tensor
 from mmdfkd.distillers import DataFreeDistiller
 from mmdfkd.registry import DATASETS, MODELS
 from mmdfkd.synthesis import MixtureSource, SyntheticSource, frozen
+from mmdfkd.synthesis.sources.banked import BankedSource
 from mmdfkd.utils.checkpoint import read_checkpoint
 from mmdfkd.utils.key_report import load_strict
 from mmdfkd.utils.run_files import project_commit
@@ -272,6 +273,10 @@ def _make(
             now = time.perf_counter()
             if made.learns and now - saved >= save_seconds:
                 _save_state(unfinished / _STATE, dict(made.state(), done=done))
+                # The one state that there is names what is drawn now.
+                for source in made.distiller.source.modules():
+                    if isinstance(source, BankedSource) and source.owns_files:
+                        source.bank.prune()
                 saved = now
             if now - told > 10 and len(records) < num:
                 rate = (len(records) - before) / (now - began)

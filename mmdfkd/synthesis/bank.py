@@ -2,7 +2,7 @@
 
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,8 @@ class ReplayBank:
     Args:
         image_size (tuple[int, int]): Height and width of every image, in pixels.
         capacity (int): Most images, of all processes together. Beyond it the oldest segments are no
-            longer drawn; see :meth:`prune` for their files.
+            longer drawn; their files stay until :meth:`prune`, which a run calls when it has
+            written a checkpoint. It is what ``folder`` is checked for.
         folder (str | Path | None): Where segments are written; None keeps them in memory.
         max_bytes (int): Most memory. With a folder, what does not fit is mapped from the files.
         policy (str): ``'uniform'``; ``'recent'``: a share of the draws comes from the newest
@@ -600,29 +601,41 @@ class ReplayBank:
         except OSError as error:
             raise BankError(f'The bank could not write into {self.folder}: {error}.') from error
 
-    def prune(self, keep: Iterable[Mapping] = ()) -> list[str]:
+    def prune(self, keep: Iterable[Mapping] = (), names: Collection[str] = ()) -> list[str]:
         """Delete this process's files that are neither drawn from nor kept.
 
         Args:
             keep (Iterable[Mapping]): Indices of all checkpoints that should remain usable.
+            names (Collection[str]): Names of further files to keep.
 
         Returns:
             list[str]: Names of the deleted files.
         """
+        kept = {entry['name'] for index in keep for entry in index['segments']}
+        deleted = self.unneeded(kept.union(names))
+        for name in deleted:
+            (self.folder / name).unlink()
+        return deleted
+
+    def unneeded(self, kept: Collection[str] = ()) -> list[str]:
+        """Names of this process's files that no process draws from.
+
+        Args:
+            kept (Collection[str]): Names of files that are needed for something else.
+        """
         if self.folder is None or not self.folder.is_dir():
             return []
-        needed = {segment.name for segment in self._segments}
+        needed = {segment.name for segment in self._segments}.union(kept)
         # Another process may draw from a file of this one's rank, made when there were fewer.
-        for index in [*keep, *manifests(self.folder)]:
+        for index in manifests(self.folder):
             needed |= {entry['name'] for entry in index['segments']}
-        deleted = []
+        found = []
         for path in sorted(self.folder.iterdir()):
             name = SEGMENT.match(path.name.removeprefix('.'))
             ours = name is not None and int(name[1]) % self.world == self.rank
             if ours and path.name not in needed:
-                path.unlink()
-                deleted.append(path.name)
-        return deleted
+                found.append(path.name)
+        return found
 
     def delete(self) -> None:
         """Delete every file of the bank, of all processes, and forget all images."""

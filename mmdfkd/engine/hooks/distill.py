@@ -75,7 +75,8 @@ class DistillHook(BankHook, OverwriteHook):
 
     All global generators are seeded from ``(seed, iteration, rank)`` at the start of every step, so
     drop path and third-party code behave alike in a resumed run, and validation changes nothing.
-    A checkpoint names the banks' images of all processes (:class:`.banks.BankHook`).
+    A checkpoint names the banks' images of all processes, and what no checkpoint needs is deleted
+    (:class:`.banks.BankHook`).
     """
 
     priority = 'VERY_HIGH'

@@ -59,6 +59,11 @@ class BankedSource(SyntheticSource):
             )
         self.bank = ReplayBank(self.image_size, folder=folder, shard=get_dist_info(), **settings)
 
+    @property
+    def owns_files(self) -> bool:
+        """Whether its bank has files, and they are this run's own."""
+        return None not in (self.bank, self.folder) and self.bank.folder == self.folder
+
     def restore_bank(self) -> None:
         """Once there are both a bank and what a checkpoint says of it."""
         if self.bank is not None and self._restored is not None:
