@@ -23,7 +23,7 @@ from mmdfkd.utils.checkpoint import read_checkpoint
 from mmdfkd.utils.key_report import load_strict
 from mmdfkd.utils.run_files import project_commit
 
-from .hooks.distill import DistillHook, seed_everything
+from .hooks.distill import DistillHook, check_class_count, seed_everything
 from .image_sets import ClassFolders, CocoSet, ImageSet, write_text_at_once
 
 FACTS = 'synthesis.json'
@@ -63,6 +63,7 @@ class Synthesis:
 
         Raises:
             TypeError: If the config is of something else.
+            ValueError: If its datasets have not the teacher's classes.
         """
         kind = str(cfg.get('model', {}).get('type'))
         if not kind.endswith('DataFreeDistiller'):
@@ -75,6 +76,9 @@ class Synthesis:
         seed_everything(seed, 0, 0)
         distiller = MODELS.build(cfg.model).to(get_device())
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        count = distiller.teacher.adapter.num_classes
+        check_class_count('training', getattr(dataset, 'metainfo', None), count)
+        check_class_count('validation', declared_metainfo(cfg, 'val'), count)
         if getattr(dataset, 'seed', seed) is None:
             dataset.seed = seed
         distiller.seed = seed
@@ -139,6 +143,24 @@ class Synthesis:
         with torch.no_grad():
             images, _ = source.draw(items)
         return (images.cpu() * 255).round().to(torch.uint8)
+
+
+def declared_metainfo(cfg: Config, split: str) -> dict:
+    """What a config and the kind of its dataset say of a split, which is not built.
+
+    Args:
+        cfg (Config): Of a run.
+        split (str): ``'train'``, ``'val'`` or ``'test'``.
+    """
+    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+    while dataset.get('dataset'):
+        dataset = dataset['dataset']
+    kind = dataset.get('type')
+    if isinstance(kind, str):
+        # As it would be built, in the config's scope.
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    return {**(getattr(kind, 'METAINFO', None) or {}), **(dataset.get('metainfo') or {})}
 
 
 def class_names_of(cfg: Config, teacher: Config, count: int) -> list[str]:

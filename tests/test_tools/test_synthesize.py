@@ -234,6 +234,20 @@ def test_bad_input(folder, tool, tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('split', ['training', 'validation'])
+def test_other_class_counts_are_refused(tmp_path, split):
+    """As training refuses them; folders would be named by numbers otherwise."""
+    config = Config.fromfile(classifier_run(tmp_path, POOL))
+    if split == 'training':
+        config.train_dataloader.dataset.metainfo.classes = NAMES[:3]
+    else:
+        # Says nothing itself; the kind has a hundred classes.
+        config.val_dataloader = dict(dataset=dict(type='CIFAR100'))
+    with pytest.raises(ValueError, match=f'has 5 classes and the {split} dataset (3|100): '):
+        synthesize(config, tmp_path / 'out', 3)
+    assert [path.name for path in tmp_path.glob('out*')] == []
+
+
 def test_folders_are_in_the_order_of_the_classes():
     assert class_folders(('0', '1', '2')) == ['0', '1', '2']
     assert class_folders(('b', 'a')) == ['0_b', '1_a']

@@ -1,6 +1,7 @@
 """What ties a distiller to the run it is trained in."""
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,25 @@ def seed_everything(seed: int, iteration: int, rank: int) -> None:
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
+
+
+def check_class_count(name: str, metainfo: Mapping | None, count: int) -> None:
+    """A dataset has to have the teacher's classes, if it says which it has.
+
+    Args:
+        name (str): Of the dataset, for the message.
+        metainfo (Mapping | None): Of the dataset.
+        count (int): Of the teacher's classes.
+
+    Raises:
+        ValueError: If it has more or fewer.
+    """
+    classes = (metainfo or {}).get('classes')
+    if classes is not None and len(classes) != count:
+        raise ValueError(
+            f'The teacher has {count} classes and the {name} dataset {len(classes)}: '
+            f'{tuple(classes)[:12]}.'
+        )
 
 
 def will_resume(runner) -> bool:
@@ -144,12 +164,7 @@ class DistillHook(BankHook, OverwriteHook):
         if runner._val_loop is not None:
             sets['validation'] = runner.val_loop.dataloader
         for name, loader in sets.items():
-            classes = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
-            if classes is not None and len(classes) != count:
-                raise ValueError(
-                    f'The teacher has {count} classes and the {name} dataset {len(classes)}: '
-                    f'{tuple(classes)[:12]}.'
-                )
+            check_class_count(name, getattr(loader.dataset, 'metainfo', None), count)
 
     @staticmethod
     def _check_size(distiller: DataFreeDistiller) -> None:
