@@ -12,6 +12,7 @@ from torch.multiprocessing import get_context
 from mmdfkd.adapters import Targets
 from mmdfkd.synthesis import (
     ClassPrior,
+    DivergencePrior,
     InformationEntropyPrior,
     JensenShannonPrior,
     SynthesisContext,
@@ -148,6 +149,8 @@ def test_jensen_shannon_prior():
     torch.testing.assert_close(JensenShannonPrior()(same), torch.ones(4), atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match='temperature'):
         JensenShannonPrior(temperature=0)
+    with pytest.raises(ValueError, match='DivergencePrior: temperature is positive, got -1'):
+        DivergencePrior(temperature=-1)
 
 
 ROWS = torch.rand(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -17,6 +17,9 @@ class DivergencePrior(Prior):
     Args:
         weight (float): Factor of the term in the objective.
         temperature (float): Both distributions are softened by it.
+
+    Raises:
+        ValueError: If the temperature is not positive.
     """
 
     name = 'divergence'
@@ -24,6 +27,8 @@ class DivergencePrior(Prior):
 
     def __init__(self, weight: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__(weight)
+        if temperature <= 0:
+            raise ValueError(f'DivergencePrior: temperature is positive, got {temperature}.')
         self.temperature = temperature
 
     def forward(self, ctx: SynthesisContext) -> Tensor:
