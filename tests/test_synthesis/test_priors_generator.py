@@ -63,7 +63,7 @@ def test_consistency():
     assert term(context(term, mine, mine)).abs().max() < 1e-10
     with pytest.raises(ValueError, match='student'):
         term(context(term, mine))
-    with pytest.raises(ValueError, match='of the student'):
+    with pytest.raises(ValueError, match='of the student, and the student has no attention'):
         term(context(term, mine, teacher('resnet')))
 
 

@@ -40,9 +40,14 @@ class AttentionConsistencyPrior(AttentionTerm):
         """
         if ctx.student is None:
             raise ValueError('AttentionConsistencyPrior asks for the student, and there is none.')
-        reason = without_attention(ctx.student.net)
+        reason = without_attention(ctx.student.net, 'student')
         if reason is not None:
-            raise ValueError(f'AttentionConsistencyPrior: of the student: {reason}.')
+            # Which term would do instead is said of teachers alone.
+            raise ValueError(
+                "AttentionConsistencyPrior compares the teacher's attention with that of the "
+                f'student, and {reason.split(";")[0]}: leave the prior out, or take another '
+                'student.'
+            )
         layers = self._layers(ctx)
         theirs = attention_layers(ctx.student.net)
         pairs = [(a, min(theirs, key=lambda b, a=a: abs(b.depth - a.depth))) for a in layers]

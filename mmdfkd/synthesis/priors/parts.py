@@ -118,14 +118,19 @@ def patch_size(net: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def without_attention(net: nn.Module) -> str | None:
-    """Why a term of attention maps does not apply, and which would do; None where it does."""
+def without_attention(net: nn.Module, who: str = 'teacher') -> str | None:
+    """Why a term of attention maps does not apply, and which would do; None where it does.
+
+    Args:
+        net (nn.Module): The network.
+        who (str): Whose it is, for the message.
+    """
     if attention_layers(net):
         return None
     if windowed_layers(net):
-        why = 'the attention of the teacher stays in windows: there is no map of the whole image'
+        why = f'the attention of the {who} stays in windows: there is no map of the whole image'
     else:
-        why = 'the teacher has no attention that can be read (qkv layers of a plain transformer)'
+        why = f'the {who} has no attention that can be read (qkv layers of a plain transformer)'
     if batch_norms(net):
         return f'{why}; mmdfkd.BatchNormPrior would do, it has batch norms'
     return f'{why}; mmdfkd.TotalVariationPrior and mmdfkd.ContrastivePrior would do'
