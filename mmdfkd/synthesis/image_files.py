@@ -1,5 +1,6 @@
 """Image files that somebody has: which there are, and how they become images of a run."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -48,12 +49,27 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
         np.ndarray: RGB uint8 ``[H, W, 3]``.
 
     Raises:
-        ValueError: If it cannot be read; says why.
+        ValueError: If it cannot be read, or its end is missing; says why.
     """
-    image, reason = None, 'no decoder knows it, or it is damaged'
+    return read_with_digest(path, size)[0]
+
+
+def read_with_digest(path: str | Path, size: tuple[int, int]) -> tuple[np.ndarray, str]:
+    """As :func:`read_image`, with the SHA-256 of the file: it is opened once.
+
+    Raises:
+        ValueError: If it cannot be read, or its end is missing; says why.
+    """
+    image, digest, reason = None, '', 'no decoder knows it, or it is damaged'
     try:
         if os.path.getsize(path):
-            image = mmcv.imread(str(path), flag='color', channel_order='bgr')
+            content = Path(path).read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            if is_cut(content):
+                # OpenCV would fill the rest with grey.
+                reason = 'its end is missing'
+            else:
+                image = mmcv.imfrombytes(content, flag='color', channel_order='bgr')
         else:
             reason = 'it is empty'
     except cv2.error:
@@ -62,6 +78,29 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
         reason = f'{type(error).__name__}: {error}'
     if image is None or image.ndim != 3 or not image.size:
         raise ValueError(reason)
+    return _covering(image, size), digest
+
+
+def is_cut(content: bytes) -> bool:
+    """Whether a JPEG or PNG file lacks its end marker; False for other files.
+
+    Args:
+        content (bytes): The file. What follows the marker does not matter, as cameras append more.
+    """
+    if content.startswith(b'\x89PNG\r\n\x1a\n'):
+        return b'IEND\xaeB`\x82' not in content
+    if not content.startswith(b'\xff\xd8'):
+        return False
+    # Past the segments before the pixels: a thumbnail in one of them has an end of its own.
+    at = 2
+    while content[at : at + 1] == b'\xff' and content[at + 1 : at + 2] != b'\xda':
+        length = int.from_bytes(content[at + 2 : at + 4], 'big')
+        at += 1 if content[at + 1 : at + 2] == b'\xff' else 2 + length
+    return content.find(b'\xff\xd9', at) < 0
+
+
+def _covering(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """RGB of a BGR image ``[h, w, 3]``, scaled so that it covers ``size``, its middle cut out."""
     h, w = image.shape[:2]
     scale = max(size[0] / h, size[1] / w)
     if scale != 1:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from synthesis_nets import classifier
 
 from mmdfkd.registry import MODELS
 from mmdfkd.synthesis.folder_filter import Candidate, FolderFilter
-from mmdfkd.synthesis.image_files import image_files, read_image
+from mmdfkd.synthesis.image_files import image_files, is_cut, read_image
 from mmdfkd.synthesis.near_duplicates import BITS, CosineFilter, HashFilter, difference_hash
 from mmdfkd.synthesis.sources.folder import CHOICE, FolderSource
 from mmdfkd.utils.data_audit import DataAudit
@@ -304,6 +305,35 @@ class TestSource:
         assert audit.images_read == 3
         assert torch.equal(again.draw(ITEMS)[0], source.draw(ITEMS)[0])
 
+    @pytest.mark.parametrize('suffix', ['jpg', 'png'])
+    def test_a_cut_file_is_unreadable(self, teacher, tmp_path, monkeypatch, suffix):
+        """OpenCV gives such a JPEG with grey in the place of the rest."""
+        from mmdfkd.synthesis.sources import folder as module
+
+        told = []
+        monkeypatch.setattr(module, 'print_log', lambda text, logger: told.append(text))
+        for i, image in enumerate(pictures(3, size=64)):
+            write(tmp_path / f'{i}.{suffix}', image)
+        whole = (tmp_path / f'1.{suffix}').read_bytes()
+        (tmp_path / f'1.{suffix}').write_bytes(whole[: len(whole) * 2 // 3])
+        # What a camera appends does no harm.
+        with (tmp_path / f'2.{suffix}').open('ab') as file:
+            file.write(b'more')
+        source = prepared(tmp_path, teacher)
+        assert sorted(source.names) == [f'0.{suffix}', f'2.{suffix}']
+        assert f'1 of 3 files cannot be read and are skipped: 1.{suffix} (its end' in told[0]
+
+    def test_the_end_of_a_thumbnail_is_none(self):
+        """Nor is that of the segment which it lies in."""
+        _, pixels = cv2.imencode('.jpg', pictures(1, size=64)[0])
+        pixels = pixels.tobytes()
+        segment = b'\xff\xe1' + (2 + len(pixels)).to_bytes(2, 'big') + pixels
+        whole = pixels[:2] + segment + b'\xff' + pixels[2:]
+        assert cv2.imdecode(np.frombuffer(whole, np.uint8), 1).shape == (64, 64, 3)
+        assert not is_cut(whole)
+        for end in (3, 10, len(segment), len(segment) + 4, len(whole) - 40, len(whole) - 2):
+            assert is_cut(whole[:end]), end
+
     def test_no_image_passes(self, root, teacher, tmp_path):
         with pytest.raises(ValueError, match=r'of 14 files 0 are unreadable, in 14 the teacher'):
             prepared(root, teacher, filter=dict(min_confidence=1.0))
@@ -344,6 +374,37 @@ class TestSource:
         other = prepared(root, teacher, filter=dict(keep=5))
         with pytest.raises(ValueError, match='not those of the checkpoint'):
             other.load_state_dict(source.state_dict())
+
+    @pytest.mark.parametrize('max_bytes', [2 << 30, 0])
+    def test_a_changed_file_of_equal_size_is_refused(self, root, teacher, tmp_path, max_bytes):
+        """In a resumed run, in the folder and in a copy of it that has other times."""
+        settings = dict(filter=dict(duplicates=None), max_bytes=max_bytes)
+        mine, run = tmp_path / 'mine', tmp_path / 'run'
+        shutil.copytree(root, mine)
+        source = prepared(mine, teacher, folder=run, **settings)
+        copied = tmp_path / 'copied'
+        shutil.copytree(mine, copied, copy_function=shutil.copyfile)
+        again = prepared(copied, teacher, folder=run, **settings)
+        again.load_state_dict(source.state_dict())
+        assert torch.equal(again.draw(ITEMS)[0], source.draw(ITEMS)[0])
+        # One channel of one pixel.
+        changed = copied / next(name for name in source.names if name.endswith('.ppm'))
+        content = bytearray(changed.read_bytes())
+        content[-1] ^= 255
+        changed.write_bytes(bytes(content))
+        with pytest.raises(ValueError, match='ppm is not the file that was chosen'):
+            late = prepared(copied, teacher, folder=run, **settings)
+            late.draw([dict(g=g) for g in range(200)])
+        # Without the run's folder the choice is made again, and the checkpoint tells.
+        other = prepared(copied, teacher, **settings)
+        with pytest.raises(ValueError, match='not those of the checkpoint'):
+            other.load_state_dict(source.state_dict())
+
+    def test_a_checkpoint_that_is_older_than_the_contents(self, root, teacher):
+        source = prepared(root, teacher)
+        source.set_extra_state(dict(choice=source.get_extra_state()['choice']))
+        with pytest.raises(ValueError, match='not those of the checkpoint'):
+            source.set_extra_state(dict(choice='another'))
 
     def test_two_processes_choose_as_one(self, root, teacher, monkeypatch):
         from mmdfkd.synthesis.sources import folder as module

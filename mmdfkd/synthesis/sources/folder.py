@@ -16,12 +16,12 @@ from mmdfkd.registry import MODELS, TASK_UTILS
 from mmdfkd.utils.run_files import write_json
 
 from ..folder_filter import Candidate, FolderFilter
-from ..image_files import SUFFIXES, image_files, read_image
+from ..image_files import SUFFIXES, image_files, read_with_digest
 from .base import SyntheticSource
 
 #: The choice, in the run's folder.
 CHOICE = 'folder_choice.json'
-_FORMAT = 1
+_FORMAT = 2
 # Of the unreadable files, so many are named in the log; all are in the choice.
 _NAMED = 5
 
@@ -33,8 +33,8 @@ class FolderSource(SyntheticSource):
     Any folder with images, at any depth: an image folder with a folder for each class, or a COCO
     set. Labels and annotations are not read. Images are scaled to cover the run's size and cut to
     it. The teacher looks at all of them once, before the first step, and the choice is kept in the
-    run's folder: a resumed run does not repeat it, and stops if it finds another. Files that cannot
-    be read are named, skipped and counted.
+    run's folder: a resumed run does not repeat it, and stops if it finds another, or if the content
+    of a chosen file has changed. Files that cannot be read are named, skipped and counted.
 
     **Never data-free**: needs ``model.data_free=False``, and the report says so and counts every
     file opened.
@@ -76,11 +76,14 @@ class FolderSource(SyntheticSource):
         self.max_bytes = max_bytes
         #: The chosen images' paths below ``root`` and the class seen in each, best first.
         self.names: list[str] = []
+        #: SHA-256 of each of these files.
+        self.digests: list[str] = []
         self.labels = np.zeros(0, np.int64)
         self.pool: Tensor | None = None
         self._by_class: list[np.ndarray] = []
-        self._digest: str | None = None
-        self._restored: str | None = None
+        # Of the names and of the contents: this run's and the checkpoint's.
+        self._digest: dict[str, str] = {}
+        self._restored: dict[str, str] = {}
 
     # Choosing -----------------------------------------------------------------------------------
 
@@ -116,7 +119,10 @@ class FolderSource(SyntheticSource):
         self._take(found[0], files, pixels)
 
     def _key(self, teacher: Adapter, files: list[str]) -> str:
-        """A digest of all that the choice depends on."""
+        """A digest of all that the choice depends on, of the files their names and sizes.
+
+        A resumed run does not read them all: contents are compared of those that were chosen.
+        """
         digest = hashlib.sha256()
         settings = dict(self.filter.settings, size=self.image_size, format=_FORMAT)
         digest.update(json.dumps(settings, sort_keys=True).encode())
@@ -165,11 +171,13 @@ class FolderSource(SyntheticSource):
         candidates: list[Candidate] = []
         unreadable: list[tuple[str, str]] = []
         pixels: dict[int, np.ndarray] = {}
+        digests: dict[int, str] = {}
         for first in range(0, len(mine), self.batch_size):
             batch: dict[int, np.ndarray] = {}
             for number in mine[first : first + self.batch_size]:
                 try:
-                    batch[number] = read_image(self.root / files[number], self.image_size)
+                    path = self.root / files[number]
+                    batch[number], digests[number] = read_with_digest(path, self.image_size)
                 except ValueError as error:
                     unreadable.append((files[number], str(error)))
             if batch:
@@ -183,9 +191,10 @@ class FolderSource(SyntheticSource):
                 left = (now - start) / done * (len(mine) - done)
                 print_log(f'Folder: {done} of {len(mine)} images, {left:.0f} s to go', 'current')
                 told = now
-        parts = all_gather_object((candidates, unreadable))
-        candidates = sorted((c for part, _ in parts for c in part), key=lambda c: c.number)
-        unreadable = sorted(bad for _, part in parts for bad in part)
+        parts = all_gather_object((candidates, unreadable, digests))
+        candidates = sorted((c for part, _, _ in parts for c in part), key=lambda c: c.number)
+        unreadable = sorted(bad for _, part, _ in parts for bad in part)
+        digests = {number: digest for *_, part in parts for number, digest in part.items()}
         chosen, counts = self.filter.choose(candidates)
         counts = dict(files=len(files), unreadable=len(unreadable), **counts, chosen=len(chosen))
         self._tell(counts, unreadable)
@@ -198,7 +207,7 @@ class FolderSource(SyntheticSource):
                 f'{surest:.3f}), {counts["duplicates"]} are near-duplicates. Lower min_confidence, '
                 'or take images that are more like what the teacher knows.'
             )
-        rows = [[files[c.number], c.label, round(c.score, 6)] for c in chosen]
+        rows = [[files[c.number], c.label, round(c.score, 6), digests[c.number]] for c in chosen]
         return dict(key=key, counts=counts, unreadable=unreadable, chosen=rows), pixels
 
     def _tell(self, counts: dict[str, int], unreadable: list[tuple[str, str]]) -> None:
@@ -220,10 +229,14 @@ class FolderSource(SyntheticSource):
 
     def _take(self, choice: dict, files: list[str], pixels: dict[int, np.ndarray]) -> None:
         """Make a choice this source's own, and bring its images into memory if they fit."""
-        self.names = [name for name, _, _ in choice['chosen']]
-        self.labels = np.array([label for _, label, _ in choice['chosen']], np.int64)
+        self.names = [name for name, *_ in choice['chosen']]
+        self.labels = np.array([label for _, label, *_ in choice['chosen']], np.int64)
+        self.digests = [digest for *_, digest in choice['chosen']]
         self._by_class = [np.flatnonzero(self.labels == c) for c in np.unique(self.labels)]
-        self._digest = hashlib.sha256('\n'.join(self.names).encode()).hexdigest()
+        self._digest = {
+            name: hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+            for name, lines in dict(choice=self.names, contents=self.digests).items()
+        }
         self._compare()
         self.pool = None
         if len(self.names) * 3 * np.prod(self.image_size) <= self.max_bytes:
@@ -236,22 +249,29 @@ class FolderSource(SyntheticSource):
     def _read(self, place: int) -> Tensor:
         path = self.root / self.names[place]
         try:
-            return _planes(read_image(path, self.image_size))
+            image, digest = read_with_digest(path, self.image_size)
         except ValueError as error:
             raise ValueError(
                 f'FolderSource: {path} was chosen and can no longer be read ({error}): put it '
                 'back, or start the run anew.'
             ) from error
+        if digest != self.digests[place]:
+            raise ValueError(
+                f'FolderSource: {path} is not the file that was chosen, its content has changed '
+                'since: put that back, or start the run anew.'
+            )
+        return _planes(image)
 
     # Checkpoint ---------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict:
-        """Which choice the run was trained on."""
-        return dict(choice=self._digest)
+        """Which choice the run was trained on, and the contents of its files."""
+        return dict(choice=None, contents=None) | self._digest
 
     def set_extra_state(self, state: dict) -> None:
         """Compare it with the present one."""
-        self._restored = state['choice']
+        # Runs that are older than the contents have the choice alone.
+        self._restored = {name: value for name, value in state.items() if value is not None}
         self._compare()
 
     def _compare(self) -> None:
@@ -260,7 +280,7 @@ class FolderSource(SyntheticSource):
         Raises:
             ValueError: If they differ.
         """
-        if None not in (self._restored, self._digest) and self._restored != self._digest:
+        if any(self._digest.get(name, value) != value for name, value in self._restored.items()):
             raise ValueError(
                 f'FolderSource: the images chosen from {self.root} are not those of the '
                 'checkpoint: files, filter, teacher or image size have changed since. Restore '
