@@ -145,6 +145,22 @@ def test_the_alarm_acts_and_a_resumed_run_goes_on_alike(folder, without):
     assert again == state['image_quality']
 
 
+def test_the_alarm_changes_a_generator(folder):
+    dafl = dict(
+        type='mmdfkd.PresetGeneratorSource',
+        preset='dafl',
+        batch=4,
+        generator=dict(noise_dims=4, channels=(8, 8, 8)),
+    )
+    hooks = [dict(type='mmdfkd.SyntheticQualityHook', **TOUCHY)]
+    state = _run(folder, 'generator', hooks, model_source=dafl)['dfkd_state']
+    assert state['source']['balance.collapses'].tolist() == [2, 2, 0]
+    assert [alarm['changed'] for alarm in state['image_quality']['alarms']] == [
+        'PresetGeneratorSource: information_entropy weighs 10, not 5',
+        'PresetGeneratorSource: information_entropy weighs 20, not 10',
+    ]
+
+
 def test_of_real_images_nothing_is_kept(folder):
     """With the defaults, and a source that draws the images of its step alone."""
     hooks = [dict(type='mmdfkd.SyntheticQualityHook'), dict(type='mmdfkd.SyntheticVisHook')]

@@ -39,7 +39,7 @@ class SyntheticQualityHook(Hook):
     and into ``run.json`` and the report.
 
     **Alarm.** Where a figure is beyond its limit in ``patience`` looks on end, the hook warns what
-    happened and asks the source to draw less of it
+    happened and asks the source to draw less of it or to make other images
     (:meth:`mmdfkd.synthesis.SyntheticSource.on_collapse`); it says what that changed. Unless an
     alarm goes off, a run with the hook is bit for bit the run without it. What the hook remembers,
     older images among it, is in the checkpoint; of a run that is not data-free it keeps no image.

@@ -31,6 +31,11 @@ class AttentionConsistencyPrior(AttentionTerm):
     name = 'attention_consistency'
     extra_student_passes = 1.0
 
+    @property
+    def role(self) -> str | None:
+        """An adversary where its weight is negative."""
+        return 'adversary' if self.weight < 0 else None
+
     def forward(self, ctx: SynthesisContext) -> Tensor:
         """``[B]``, at least zero.
 

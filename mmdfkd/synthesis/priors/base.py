@@ -30,6 +30,9 @@ class Prior(nn.Module):
     asks_student: bool = False
     extra_student_passes: float = 0.0
     remembers: bool = False
+    #: What the term is for where images collapse: ``'diversity'`` asks for different images,
+    #: ``'adversary'`` for such as the student does not know; None for neither.
+    role: str | None = None
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

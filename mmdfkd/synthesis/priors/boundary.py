@@ -41,6 +41,7 @@ class BoundaryPreservingPrior(Prior):
 
     name = 'boundary'
     remembers = True
+    role = 'diversity'
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class ContrastivePrior(Prior):
     name = 'contrastive'
     extra_passes = 1.0
     remembers = True
+    role = 'diversity'
 
     def __init__(
         self,

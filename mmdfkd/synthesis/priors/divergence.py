@@ -24,6 +24,7 @@ class DivergencePrior(Prior):
 
     name = 'divergence'
     asks_student = True
+    role = 'adversary'
 
     def __init__(self, weight: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__(weight)

@@ -27,6 +27,7 @@ class InformationEntropyPrior(Prior):
     """
 
     name = 'information_entropy'
+    role = 'diversity'
 
     def unsuited(self, teacher: Adapter) -> str | None:
         """One class has no entropy."""

@@ -27,6 +27,7 @@ class JensenShannonPrior(Prior):
 
     name = 'jensen_shannon'
     asks_student = True
+    role = 'adversary'
 
     def __init__(self, weight: float = 1.0, temperature: float = 3.0) -> None:
         super().__init__(weight)

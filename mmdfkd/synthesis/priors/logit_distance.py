@@ -18,6 +18,7 @@ class LogitDistancePrior(Prior):
 
     name = 'logit_distance'
     asks_student = True
+    role = 'adversary'
 
     def forward(self, ctx: SynthesisContext) -> Tensor:
         """``[B]``, at most zero."""

@@ -116,7 +116,7 @@ class SyntheticSource(BaseModule):
         return self.draw(items)[0]
 
     def on_collapse(self, reasons: Sequence[str]) -> str | None:
-        """Draw less of what has collapsed and more of what cannot, such as procedural images.
+        """Draw less of what has collapsed and more of what cannot, or make other images.
 
         :class:`mmdfkd.engine.SyntheticQualityHook` calls it on all processes when its alarm goes
         off, between two steps. What it changes must be in the state, so that a resumed run goes on
@@ -127,8 +127,8 @@ class SyntheticSource(BaseModule):
                 or ``'divergence'``.
 
         Returns:
-            str | None: What was changed, for the log; None for a source that has nothing else to
-                draw.
+            str | None: What was changed, for the log; None for a source that has nothing to
+                change.
         """
         return None
 

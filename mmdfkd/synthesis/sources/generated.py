@@ -24,6 +24,7 @@ from ..objective import balanced_label, check_suited, suited_priors, taps_of, we
 from ..priors.base import Prior
 from ..priors.context import SynthesisContext
 from ..priors.target import TargetPrior
+from ..term_balance import TermBalance
 from ..training import BothOptimizers, averaged, keep_best, summed, take_step, training
 from .banked import BankedSource
 
@@ -45,6 +46,9 @@ class GeneratorSource(BankedSource):
     batch; a round ends by setting the batch norms' statistics to those of the weights it has
     reached. Weights, statistics, optimiser, bank and the number of rounds are in the checkpoint.
     With several processes each takes its part of a batch, and gradients are averaged.
+
+    After a collapse the terms count otherwise, or the generator starts anew
+    (:class:`~mmdfkd.synthesis.term_balance.TermBalance`).
 
     Args:
         generator (Mapping): Config of a generator, such as ``dict(type='mmdfkd.ConvGenerator')``.
@@ -174,6 +178,7 @@ class GeneratorSource(BankedSource):
         self.register_buffer('rounds', torch.zeros((), dtype=torch.int64))
         self.register_buffer('codes', torch.zeros((0, self.generator.label_dims)))
         self.optimizer = self._new_optimizer()
+        self.balance = TermBalance()
 
     def _new_optimizer(self) -> torch.optim.Optimizer | None:
         """What lasts from round to round; None where nothing does."""
@@ -235,10 +240,22 @@ class GeneratorSource(BankedSource):
         seed = int(stream(purpose, self.seed, number).integers(1 << 62))
         return torch.Generator().manual_seed(seed)
 
-    def _reset(self, number: int) -> None:
+    def _reset(self, number: int, purpose: str = 'generator-weights') -> None:
         """Weights from the seed and the number of the round, and an optimiser that knows none."""
-        self.generator.reset(self._seeded('generator-weights', number))
+        self.generator.reset(self._seeded(purpose, number))
         self.optimizer = self._new_optimizer()
+
+    def on_collapse(self, reasons: Sequence[str]) -> str | None:
+        """Weigh the terms otherwise; after repeated alarms start the generator anew.
+
+        Images that the bank holds stay until others take their place.
+        """
+        said = self.balance.shift(self._used, reasons)
+        if said is not None:
+            return f'{type(self).__name__}: {said}'
+        self._reset(int(self.balance.collapses[0]), 'generator-anew')
+        self._settle(self._inputs(int(self.rounds) * self.steps))
+        return f'{type(self).__name__} starts its generator anew'
 
     # Checkpoint ---------------------------------------------------------------------------------
 
@@ -324,7 +341,7 @@ class GeneratorSource(BankedSource):
                 inner = self._inner_optimizer(net, inputs['noise'])
             canvas = self._render(net, inputs)
             ctx, terms = self._terms(canvas, inputs, teacher, student, number, step)
-            each = sum(prior.weight * term for prior, term in terms.items())
+            each = sum(self.balance.weight_of(prior) * term for prior, term in terms.items())
             each = each.expand(len(canvas)) if each.dim() == 0 else each
             objective = each.mean()
             if not torch.isfinite(objective):
