@@ -17,6 +17,7 @@ from mmdfkd.adapters import Normalizer, build_adapter
 from mmdfkd.registry import MODELS
 from mmdfkd.synthesis import SyntheticSource, inspect_teacher, look_choice
 from mmdfkd.synthesis.automatic import AutomaticPriors
+from mmdfkd.synthesis.image_files import image_files
 from mmdfkd.synthesis.priors.base import Prior
 from mmdfkd.synthesis.priors.parts import attention_layers, patch_size
 from mmdfkd.synthesis.symmetry import ASKED
@@ -196,6 +197,26 @@ def _mixed(source, teacher, size) -> TeacherPasses:
     return sum(parts, TeacherPasses())
 
 
+def _replayed(source, teacher, size) -> TeacherPasses:
+    one = 0
+    if source.labels == 'teacher' or (source.answers and not source.views):
+        one += 1
+    if source.answers:
+        one += source.views
+    own = TeacherPasses(source.prefill * one)
+    if source.every:
+        own += TeacherPasses(rounds=((0, source.every, source.batch * one),))
+    # Kept answers are not asked for again. At most: an image that is picked twice is asked once.
+    if source.bank_cfg.get('policy') == 'disagreement' and not source.answers:
+        own += TeacherPasses(rounds=((0, source.measure_every, source.measure),))
+    return own + teacher_passes(source.source, teacher, size)
+
+
+def _of_folder(source, *_) -> TeacherPasses:
+    # Of those that cannot be read nobody is asked.
+    return TeacherPasses(len(image_files(source.root)))
+
+
 def _looks(size: tuple[int, int]) -> int:
     """An image as it is, in two mirrors, and, if it is square, turned."""
     return 4 if size[0] == size[1] else 3
@@ -217,4 +238,6 @@ _KNOWN: dict[str, Callable[..., TeacherPasses]] = {
     'GeneratorSource': _generated,
     'PixelInversionSource': _inverted,
     'MixtureSource': _mixed,
+    'ReplaySource': _replayed,
+    'FolderSource': _of_folder,
 }

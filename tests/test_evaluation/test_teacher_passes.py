@@ -1,5 +1,7 @@
 """What is worked out for a source is what it asks of its teacher."""
 
+import cv2
+import numpy as np
 import pytest
 import toy
 from mmengine.config import Config
@@ -101,6 +103,19 @@ SOURCES = dict(
         first=2,
         priors=[*ADVERSARIES, ATTENTION],
     ),
+    replayed=dict(
+        type='mmdfkd.ReplaySource',
+        source=POOLED,
+        prefill=5,
+        every=2,
+        batch=3,
+        labels='teacher',
+        answers=True,
+        views=2,
+        bank=dict(policy='disagreement'),
+    ),
+    kept=dict(type='mmdfkd.ReplaySource', source=POOLED, prefill=5, every=0, answers=True),
+    plain_bank=dict(type='mmdfkd.ReplaySource', source=POOLED, every=3, batch=2, prefill=0),
     mixture=dict(type='mmdfkd.MixtureSource', sources=[POOLED, dict(INVERTED, priors=TARGET)]),
 )
 
@@ -142,6 +157,31 @@ def test_boxes_count_by_their_mean(networks, monkeypatch):
         source.prepare(teacher, seed=1, image_size=SIZE, device='cpu')
         source.fill(teacher)
     assert count.work == pytest.approx(teacher_passes(source, teacher.net, SIZE).before)
+
+
+def test_a_comparison_asks_at_most_so_many(networks):
+    teacher, student = networks
+    bank = dict(policy='disagreement')
+    source = MODELS.build(dict(SOURCES['plain_bank'], bank=bank, measure=4, measure_every=2))
+    expected = teacher_passes(source, teacher.net, SIZE)
+    assert expected.rounds == ((0, 3, 0), (0, 2, 4))
+    with counted(teacher.net, SIZE) as count:
+        source.prepare(teacher, seed=1, image_size=SIZE, device='cpu')
+        before = count.work
+        source.refresh(teacher, student, 0)
+    assert 0 < count.work - before <= 4
+
+
+def test_a_folders_images_are_looked_at_once(networks, tmp_path):
+    teacher, _ = networks
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f'{number}.png'), rng.integers(256, size=(32, 32, 3)))
+    source = MODELS.build(dict(type='mmdfkd.FolderSource', root=str(tmp_path)))
+    expected = teacher_passes(source, teacher.net, SIZE)
+    with counted(teacher.net, SIZE) as count:
+        source.prepare(teacher, seed=1, image_size=SIZE, device='cpu')
+    assert count.work == expected.of(5, 0) == 3
 
 
 def test_most_steps_within_a_budget():

@@ -2,16 +2,19 @@
 
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
 from mmengine.config import Config
 from tiny_runs import ROOT
 
+from mmdfkd.adapters import Normalizer, build_adapter
 from mmdfkd.distillers import build_network
 from mmdfkd.evaluation import insert_tables, read_results
 from mmdfkd.evaluation.teacher_passes import teacher_passes
 from mmdfkd.registry import MODELS
+from mmdfkd.synthesis import Prior, SyntheticSource
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +65,7 @@ def _work_off(tool, plan):
         made.append(run)
         with tool.RESULTS.open('a') as stream:
             stream.write(json.dumps(_line(tool, run)) + '\n')
-        assert len(made) < 200
+        assert len(made) < 400
     return made
 
 
@@ -98,13 +101,46 @@ def test_full_has_every_source_and_prior_and_three_seeds(tool, plain_steps):
     plan = tool.Plan('cifar10', 'full', seeds=(0, 1, 2))
     made = _work_off(tool, plan)
     assert len(made) == len(set(made)) and len(made) % 3 == 0
-    assert {*tool.ROWS, *tool.EXTRA_ROWS, '0 steps'} == {run.row for run in made}
-    assert not {'first paper', 'NAYER', 'noise'} & set(_rows(made, 'inherit'))
-    assert 'inversion, attention' in _rows(made, 'inherit')
+    rows = [run.row for run in made]
+    assert {*tool.ROWS, *tool.EXTRA_ROWS, '0 steps'} == set(rows)
+    assert len({run.name for run in made}) == len(made)
+    random = {'first paper', 'NAYER', 'noise', 'DAFL, replayed', 'DAFL + procedural'}
+    assert random <= set(rows) and not random & set(_rows(made, 'inherit'))
+    assert {'inversion, attention', 'procedural, glyphs'} <= set(_rows(made, 'inherit'))
+    _has_all_that_is_registered(tool)
     # The first paper is of two sets.
     assert tool.Plan('digits', 'full').missing_rows() == {
         'first paper': 'there is no such config for digits'
     }
+
+
+def _has_all_that_is_registered(tool):
+    """Every source and every prior is in some row, or it is said why not."""
+    cfg = Config.fromfile(tool.base_config('cifar10', tool.PROCEDURAL))
+    teacher = Config.fromfile(cfg.model.teacher.config)
+    adapter = build_adapter(build_network(teacher), Normalizer.from_config(teacher))
+    shown, renderers = set(), set()
+    for row in (*tool.ROWS, *tool.EXTRA_ROWS):
+        source = MODELS.build(_config(tool, 'cifar10', row).model.source)
+        for part in source.modules():
+            # A term that does not suit the teacher is left out of the run.
+            if not isinstance(part, Prior) or part.unsuited(adapter) is None:
+                shown.update(kind.__name__ for kind in type(part).__mro__)
+            renderers.update(re.findall(r"'mmdfkd\.(\w+Renderer)'", str(vars(part))))
+    known = {
+        name.split('.')[-1]
+        for name, kind in MODELS.module_dict.items()
+        if issubclass(kind, SyntheticSource | Prior)
+    }
+    assert {'ReplaySource', 'SubBoxPrior', 'JensenShannonPrior'} <= known
+    assert known - shown == set(tool.WITHOUT_ROW) and all(tool.WITHOUT_ROW.values())
+    assert {'CombinedRenderer', 'GlyphRenderer', 'ProceduralRenderer'} <= renderers
+
+
+def _config(tool, name, row) -> Config:
+    cfg = Config.fromfile(tool.base_config(name, row))
+    cfg.merge_from_dict(dict(model=dict(source=tool.changes_of(name, row))))
+    return cfg
 
 
 def test_finished_runs_are_not_repeated(tool, plain_steps):
@@ -127,12 +163,23 @@ def test_finished_runs_are_not_repeated(tool, plain_steps):
     assert 'to run   mnist, inherit: mixture, 700 steps, seed 0 (about 292 s)' in text
 
 
-@pytest.mark.parametrize('row', ['real (ceiling)', 'transformer generator', 'inversion', 'NAYER'])
+@pytest.mark.parametrize(
+    'row',
+    [
+        'real (ceiling)',
+        'transformer generator',
+        'inversion',
+        'NAYER',
+        'inversion, from noise',
+        'procedural, textures + glyphs',
+        'DAFL, replayed',
+        'DAFL + procedural',
+    ],
+)
 def test_steps_are_the_most_that_the_budget_allows(tool, row):
     budget = tool.SETS['digits'].budget['full']
     steps = tool.steps_of('digits', row, budget)
-    cfg = Config.fromfile(tool.base_config('digits', row))
-    cfg.merge_from_dict(dict(model=dict(source=tool.changes_of('digits', row))))
+    cfg = _config(tool, 'digits', row)
     teacher = build_network(Config.fromfile(cfg.model.teacher.config))
     passes = teacher_passes(MODELS.build(cfg.model.source), teacher, (32, 32))
     batch = cfg.train_dataloader.batch_size
@@ -175,6 +222,9 @@ def test_every_further_row_builds(tool, tmp_path):
         if row in tool.PRESETS:
             assert cfg.model.source.preset == row.lower()
             assert source.generator.base == (8, 8)
+        elif row in tool.OTHERS:
+            wanted = _config(tool, 'cifar10', row).model.source
+            assert cfg.model.source.to_dict() == wanted.to_dict()
         elif row != tool.PAPER:
             asked = tool.INVERSIONS[row.removeprefix('inversion, ')]
             assert (source.sparse is not None) == ('sparse' in asked)

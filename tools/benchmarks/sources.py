@@ -19,8 +19,13 @@ split is read to test finished students and for nothing else.
 
 quick: one seed, the rows of images that are named below, each from a random and from an inherited
 start (noise and the two generators: random alone).
-full: three seeds, a larger budget, further generators, the first paper with its own losses, and
-inversion with each prior alone and on a part of the patches; for long runs.
+full: three seeds, a larger budget, every source and prior: further generators, the first paper with
+its own losses, other textures, a mixture of sources, images kept and replayed, inversion from
+noise, on a part of the patches and with each prior alone, refinement against the student; for long
+runs.
+What cannot have a row is in WITHOUT_ROW: FolderSource, say, takes a folder of somebody's images.
+One of tools/synthesize.py's would hold what another row's source has made, on passes that the row
+would not count.
 """
 
 import argparse
@@ -28,6 +33,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -56,6 +62,7 @@ RESULTS = ROOT / 'docs' / 'results' / 'sources.jsonl'
 REAL = 'real (ceiling)'
 NOISE = 'noise'
 PROCEDURAL = 'procedural'
+REFINED = 'procedural + refinement'
 INVERTED = 'inversion'
 GENERATOR = 'transformer generator'
 DAFL = 'DAFL'
@@ -64,7 +71,7 @@ START = '0 steps'
 ROWS = {
     REAL: 'dfkd_real.py',
     PROCEDURAL: 'dfkd_procedural.py',
-    'procedural + refinement': 'dfkd_refined.py',
+    REFINED: 'dfkd_refined.py',
     INVERTED: 'dfkd_inverted.py',
     'mixture': 'dfkd_mixture.py',
     GENERATOR: 'dfkd_generator.py',
@@ -89,6 +96,7 @@ _TERMS: dict[str, dict[str, Any]] = {
     'total variation': dict(type='mmdfkd.TotalVariationPrior', weight=0.02),
     'patch boundary': dict(type='mmdfkd.PatchBoundaryPrior', weight=1.0),
     'patch similarity': dict(type='mmdfkd.PatchSimilarityPrior', weight=0.1),
+    'patch similarity KDE': dict(type='mmdfkd.PatchSimilarityPrior', weight=0.1, form='kde'),
     'attention': dict(type='mmdfkd.AttentionPrior', weight=0.5),
     'attention focus': dict(type='mmdfkd.AttentionFocusPrior', weight=0.5),
     'inter-head': dict(type='mmdfkd.InterHeadPrior', weight=1.0),
@@ -101,11 +109,51 @@ _TERMS: dict[str, dict[str, Any]] = {
 INVERSIONS: dict[str, dict[str, Any]] = {
     'class alone': dict(priors=[_HARD]),
     'soft class': dict(priors=[dict(type='mmdfkd.ClassPrior', weight=1.0, mode='soft')]),
+    # In the place of the class.
+    'sub-boxes': dict(priors=[dict(type='mmdfkd.SubBoxPrior', weight=1.0)]),
     **{name: dict(priors=[_HARD, term]) for name, term in _TERMS.items()},
+    'from noise': dict(source=None, start='noise'),
     'patch dropping': dict(sparse=dict(type='mmdfkd.PatchDropping')),
     'patch rebirth': dict(sparse=dict(type='mmdfkd.PatchRebirth')),
 }
-EXTRA_ROWS = (PAPER, *PRESETS, *(f'{INVERTED}, {name}' for name in INVERSIONS))
+_GLYPHS = [dict(type='mmdfkd.GlyphRenderer', ground=ground) for ground in ('dark', 'light', 'any')]
+_TEXTURES = dict(type='mmdfkd.CombinedRenderer')
+#: Further rows of the full preset: the row whose source each changes, and how. ``around`` puts that
+#: source into another one, ``beside`` mixes it half and half with that of another row.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    f'{PROCEDURAL}, textures': (PROCEDURAL, dict(renderer=[_TEXTURES])),
+    f'{PROCEDURAL}, glyphs': (PROCEDURAL, dict(renderer=_GLYPHS)),
+    f'{PROCEDURAL}, textures + glyphs': (PROCEDURAL, dict(renderer=[_TEXTURES, *_GLYPHS])),
+    # Terms against the student: they rest before it trains, so a set made once has no use for them.
+    **{
+        f'refinement, {name}': (REFINED, dict(priors=[_HARD, term]))
+        for name, term in {
+            'divergence': dict(type='mmdfkd.DivergencePrior', weight=1.0),
+            'Jensen-Shannon': dict(type='mmdfkd.JensenShannonPrior', weight=0.2),
+            'logit distance': dict(type='mmdfkd.LogitDistancePrior', weight=0.1),
+        }.items()
+    },
+    f'{GENERATOR}, attention consistency': (
+        GENERATOR,
+        dict(
+            priors=[
+                dict(type='mmdfkd.ClassPrior', weight=0.05, mode='self'),
+                dict(type='mmdfkd.InformationEntropyPrior', weight=5.0),
+                dict(type='mmdfkd.AttentionConsistencyPrior', weight=0.5),
+            ]
+        ),
+    ),
+    # A generator forgets: some of its images are kept from the first step on.
+    f'{DAFL}, replayed': (DAFL, dict(around=dict(type='mmdfkd.ReplaySource', prefill=0))),
+    f'{DAFL} + {PROCEDURAL}': (DAFL, dict(beside=PROCEDURAL)),
+}
+EXTRA_ROWS = (PAPER, *PRESETS, *(f'{INVERTED}, {name}' for name in INVERSIONS), *OTHERS)
+#: Sources and priors that no row shows, and why.
+WITHOUT_ROW = {
+    'FolderSource': "somebody's images, where there are some; with it a run is not data-free",
+    'LayoutInversionSource': 'scenes of a detector: tools/benchmarks/detectors.py',
+    'BatchNormPrior': 'these teachers have no batch norms',
+}
 INITS = ('random', 'inherit')
 METRIC = 'accuracy'
 # Steps of the first schedule of every run's config, which stay; the second one takes the rest.
@@ -191,13 +239,17 @@ def base_config(set_name: str, row: str) -> Path | None:
         return ROOT / own.paper if own.paper else None
     if row in PRESETS:
         row = GENERATOR
+    elif row in OTHERS:
+        row = OTHERS[row][0]
     elif row.startswith(f'{INVERTED}, '):
         row = INVERTED
     return ROOT / own.configs / ROWS.get(row, ROWS[PROCEDURAL])
 
 
 def changes_of(set_name: str, row: str) -> dict[str, Any]:
-    """What a further row changes in its base config's source; nothing for the others."""
+    """What a further row changes in its base config's source, a copy; nothing for the others."""
+    if row in OTHERS:
+        return other_changes(set_name, row)
     if row in PRESETS:
         changes = dict(PRESETS[row])
         if changes.pop('noisy', False):
@@ -205,7 +257,24 @@ def changes_of(set_name: str, row: str) -> dict[str, Any]:
             classes = len(cfg.train_dataloader.dataset.metainfo.classes)
             changes['generator'] = dict(noisy_layers=-(-cfg.model.source.batch // classes))
         return changes
-    return INVERSIONS[row.removeprefix(f'{INVERTED}, ')] if row.startswith(f'{INVERTED}, ') else {}
+    if row.startswith(f'{INVERTED}, '):
+        return deepcopy(INVERSIONS[row.removeprefix(f'{INVERTED}, ')])
+    return {}
+
+
+def other_changes(set_name: str, row: str) -> dict[str, Any]:
+    """What a row of :data:`OTHERS` changes in its base config's source."""
+    base, changes = OTHERS[row]
+
+    def source_of(name: str) -> dict[str, Any]:
+        return Config.fromfile(base_config(set_name, name)).model.source.to_dict()
+
+    if 'around' in changes:
+        return dict(_delete_=True, source=source_of(base), **deepcopy(changes['around']))
+    if 'beside' in changes:
+        sources = [source_of(changes['beside']), source_of(base)]
+        return dict(_delete_=True, type='mmdfkd.MixtureSource', sources=sources)
+    return deepcopy(changes)
 
 
 def row_config(set_name: str, row: str, folder: Path) -> Path:
@@ -341,7 +410,8 @@ class Plan:
     @staticmethod
     def inherits(row: str) -> bool:
         """Whether a row has an inherited student, too."""
-        return row not in RANDOM_ONLY and row != PAPER and row not in PRESETS
+        base = OTHERS[row][0] if row in OTHERS else row
+        return base not in RANDOM_ONLY and row != PAPER and row not in PRESETS
 
 
 def next_run(plan: Plan, lines: Mapping[Run, Mapping]) -> Run | None:
