@@ -391,6 +391,26 @@ def test_every_preset_builds_and_steps(preset):
     assert images.shape == (7, 3, 16, 16) and torch.isfinite(images).all()
 
 
+def test_zskt_is_the_divergence_everywhere():
+    """Its generator learns from images on which both name different classes, too."""
+    small = dict(noise_dims=8, channels=(8, 8, 8), base=4)
+    source = PresetGeneratorSource('zskt', generator=small, batch=10)
+    (term,) = source.priors
+    assert type(term).__name__ == 'DivergencePrior' and not term.masked
+    teacher, student = classifier(0), classifier(1)
+    ready(source, teacher)
+    # A student that never agrees: the masked term would be zero, and so would its gradient.
+    with torch.no_grad():
+        for sign, net in ((1, teacher.net), (-1, student.net)):
+            net.head.layers.head.bias.copy_(torch.tensor([9.0, 0, 0, 0, 0]) * sign)
+    before = source.generator.stem.weight.clone()
+    assert source.refresh(teacher, student, 0)['generator/divergence'] < -1
+    assert not torch.equal(before, source.generator.stem.weight)
+    # The others' stays masked.
+    for preset in ('dfq', 'fast', 'nayer'):
+        assert not any('masked' in prior for prior in PRESETS[preset]['priors'])
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ('kwargs', 'message'),

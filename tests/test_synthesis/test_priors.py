@@ -47,15 +47,17 @@ def test_total_variation_is_free_of_batch_and_resolution():
     torch.testing.assert_close(TotalVariationPrior()(ctx), one)
 
 
-def kl(teacher: np.ndarray, student: np.ndarray, temperature: float) -> np.ndarray:
-    """``[N]`` masked divergence of ``[N, C]`` logits, in float64."""
+def kl(
+    teacher: np.ndarray, student: np.ndarray, temperature: float, masked: bool = True
+) -> np.ndarray:
+    """``[N]`` divergence of ``[N, C]`` logits, in float64."""
     out = []
     for t, s in zip(
         teacher.astype(float) / temperature, student.astype(float) / temperature, strict=True
     ):
         p, q = np.exp(t - t.max()), np.exp(s - s.max())
         p, q = p / p.sum(), q / q.sum()
-        agree = t.argmax() == s.argmax()
+        agree = not masked or t.argmax() == s.argmax()
         out.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)) if agree else 0.0)
     return np.array(out)
 
@@ -74,6 +76,10 @@ def test_divergence_of_classifiers():
         'some must agree and some must not, or the mask is untested'
     )
     np.testing.assert_allclose(found, -expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        everywhere = DivergencePrior(temperature=2.0, masked=False)(ctx).numpy()
+    np.testing.assert_allclose(everywhere, -kl(t, s, 2.0, masked=False), rtol=1e-4, atol=1e-5)
+    assert (everywhere < 0).all()
 
 
 def test_divergence_at_proposals_is_weighted_by_objectness():

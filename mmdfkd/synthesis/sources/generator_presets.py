@@ -40,11 +40,11 @@ PRESETS: dict[str, dict] = {
         batch=256,
         optimizer=_ADAM,
     ),
-    # Micaelli & Storkey, NeurIPS 2019: KL as the only term, one step of the generator to five of
-    # the student. Where both name different classes ours rests (as CMI, Fast and NAYER do).
+    # Micaelli & Storkey, NeurIPS 2019: KL as the only term and everywhere (no mask, which came with
+    # CMI), one step of the generator to five of the student.
     'zskt': dict(
         generator=dict(type='mmdfkd.ConvGenerator'),
-        priors=[dict(type='mmdfkd.DivergencePrior', weight=1.0)],
+        priors=[dict(type='mmdfkd.DivergencePrior', weight=1.0, masked=False)],
         labelled=False,
         batch=256,
         every=5,
