@@ -185,6 +185,26 @@ def _choices(teacher: Adapter, student: bool, targets: bool) -> list[PriorChoice
         'does what DivergencePrior does, without its mask; take one of them',
     )
     consider(
+        dict(type='mmdfkd.LogitDistancePrior', weight=0.1),
+        False,
+        '',
+        'does so in the units of the logits, without a bound: for a generator whose student is '
+        'close to the teacher already',
+    )
+    consider(
+        dict(type='mmdfkd.AttentionFocusPrior', weight=0.5),
+        False,
+        '',
+        'asks for few places whichever they are, AttentionPrior for places spread over the images; '
+        "take one of them. It is the first paper's generator's",
+    )
+    consider(
+        dict(type='mmdfkd.AttentionConsistencyPrior', weight=0.5),
+        False,
+        '',
+        'costs a second pass of the student; for generators, and for students of the same patches',
+    )
+    consider(
         dict(type='mmdfkd.InterHeadPrior', weight=1.0),
         False,
         '',
@@ -197,6 +217,15 @@ def _choices(teacher: Adapter, student: bool, targets: bool) -> list[PriorChoice
         not targets,
         'without targets, the teacher has to be sure of something',
         'for soft targets or for images without targets, in the place of TargetPrior',
+    )
+    consider(
+        dict(type='mmdfkd.SubBoxPrior', weight=1.0),
+        False,
+        '',
+        'for boxes that show classes of their own, in the place of TargetPrior; costs a pass of '
+        'each box'
+        if targets
+        else 'its boxes are to show classes, and the images are to show nothing in particular',
     )
     consider(
         dict(type='mmdfkd.InformationEntropyPrior', weight=1.0),

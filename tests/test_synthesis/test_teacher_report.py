@@ -7,7 +7,7 @@ from synthesis_nets import detector
 
 from mmdfkd.adapters import Targets
 from mmdfkd.registry import MODELS
-from mmdfkd.synthesis import SynthesisContext, inspect_teacher
+from mmdfkd.synthesis import Prior, SynthesisContext, inspect_teacher
 
 BATCH_LEVEL = {'batch_norm', 'information_entropy', 'contrastive', 'boundary'}
 
@@ -50,6 +50,16 @@ def test_report(kind, facts, priors):
     assert max(map(len, text.splitlines())) <= 100
     for choice in report.choices:
         assert choice.why and choice.cfg['type'] in text
+
+
+@pytest.mark.parametrize('targets', [True, False])
+def test_every_prior_is_considered(targets):
+    choices = inspect_teacher(teacher('vit'), targets=targets).choices
+    known = {
+        f'mmdfkd.{kind.__name__}' for kind in MODELS.module_dict.values() if issubclass(kind, Prior)
+    }
+    assert {'mmdfkd.SubBoxPrior', 'mmdfkd.LogitDistancePrior'} <= known
+    assert sorted(choice.cfg['type'] for choice in choices) == sorted(known)
 
 
 def test_report_of_a_detector():
