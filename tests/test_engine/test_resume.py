@@ -1,5 +1,7 @@
 """An interrupted run goes on bit for bit, whatever it validates in between."""
 
+import shutil
+
 import pytest
 import torch
 import toy
@@ -22,6 +24,34 @@ SOURCE = dict(
     lr=0.05,
     share=0.5,
     max_images=5,
+)
+
+#: Sources that keep images beside the run, each with refreshes before and behind the third step; of
+#: generators and layouts see test_generator_run.py and test_synthesis/test_layout_inversion.py.
+BANKED = dict(
+    inversion=dict(
+        type='mmdfkd.PixelInversionSource',
+        source=SOURCE['source'],
+        priors=[dict(type='mmdfkd.TargetPrior'), dict(type='mmdfkd.DivergencePrior')],
+        images=2,
+        every=2,
+        batch=2,
+        steps=3,
+        checks=1,
+        share=0.5,
+    ),
+    replay=dict(
+        type='mmdfkd.ReplaySource',
+        source=SOURCE,
+        prefill=2,
+        every=2,
+        batch=2,
+        share=0.5,
+        # What is drawn depends on what the student of that step said.
+        bank=dict(policy='disagreement', capacity=6),
+        measure=3,
+        measure_every=2,
+    ),
 )
 
 
@@ -106,6 +136,31 @@ def test_resuming_equals_going_through(folder, through):
     assert now['synthesis_seconds'] < now['seconds']
     assert not (folder / 'resumed' / 'student_start.pth').exists()
     assert (folder / 'resumed' / 'student.pth').exists()
+
+
+@pytest.mark.parametrize('name', BANKED)
+def test_resuming_a_source_that_keeps_images(name, tmp_path):
+    """Killed in the fourth step, whose images may lie in the bank's files already."""
+    ended = _run(toy.run_config(tmp_path, model_source=BANKED[name]))
+    third = torch.load(tmp_path / 'run' / 'iter_3.pth', weights_only=False)
+    made = [int(c['dfkd_state']['source']['made']) for c in (third, ended)]
+    assert 2 < made[0] < made[1], 'images are made before the third step and after it'
+    shutil.copytree(tmp_path / 'run' / 'synthetic', tmp_path / 'resumed' / 'synthetic')
+    again = _run(
+        toy.run_config(
+            tmp_path,
+            model_source=BANKED[name],
+            work_dir=str(tmp_path / 'resumed'),
+            load_from=str(tmp_path / 'run' / 'iter_3.pth'),
+            resume=True,
+        )
+    )
+    assert_same_end(ended, again)
+    banks = [tmp_path / run / 'synthetic' for run in ('run', 'resumed')]
+    files = [sorted(p.relative_to(b) for p in b.rglob('*') if p.is_file()) for b in banks]
+    assert files[0] == files[1] != []
+    for path in files[0]:
+        assert (banks[0] / path).read_bytes() == (banks[1] / path).read_bytes(), path
 
 
 def test_repeating_with_other_validation_equals_it(folder, through):
