@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import toy
+from mmengine.registry import VISBACKENDS
+from mmengine.visualization import BaseVisBackend
 
 from mmdfkd.engine import SyntheticQualityHook, SyntheticVisHook
 from mmdfkd.utils.run_files import clear_run
@@ -28,6 +30,26 @@ SOURCE = dict(
 )
 #: The teacher is never as sure as that: two looks on end, and the alarm goes off.
 TOUCHY = dict(limits=dict(flat=1.0, sure=1.0, images=2), interval=1, images=4, old=3)
+
+
+@VISBACKENDS.register_module(force=True)
+class RecordingVisBackend(BaseVisBackend):
+    """A backend with histograms, as TensorBoard's: it keeps what it is told."""
+
+    told: list[tuple] = []
+
+    def _init_env(self) -> None:
+        pass
+
+    @property
+    def experiment(self) -> 'RecordingVisBackend':
+        return self
+
+    def add_scalars(self, scalar_dict, step=0, file_path=None, **kwargs) -> None:
+        self.told.append(('scalars', dict(scalar_dict), step))
+
+    def add_histogram(self, tag, values, global_step) -> None:
+        self.told.append((tag, np.array(values), global_step))
 
 
 def _run(folder, name, hooks=(), **changes):
@@ -64,7 +86,9 @@ def watched(folder, without):
         dict(type='mmdfkd.SyntheticQualityHook', interval=2, images=6, old=3, verifier=teacher),
         dict(type='mmdfkd.SyntheticVisHook', interval=4, images=3),
     ]
-    return _run(folder, 'watched', hooks)
+    RecordingVisBackend.told.clear()
+    backends = [dict(type='LocalVisBackend'), dict(type='RecordingVisBackend')]
+    return _run(folder, 'watched', hooks, visualizer=dict(type='Visualizer', vis_backends=backends))
 
 
 def _same_run(a, b):
@@ -105,6 +129,21 @@ def test_what_is_seen_is_told(folder, watched):
     assert [line['step'] for line in told] == [1, 2, 4]
     assert told[1]['quality/divergence_old'] == pytest.approx(looks[1]['divergence_old'])
     assert 'image_quality' not in json.loads((folder / 'without' / 'run.json').read_text())
+
+
+def test_a_backend_with_histograms_gets_one(folder, watched):
+    """The teacher's confidence of every image; a backend without any gets the figures alone."""
+    looks = json.loads((folder / 'watched' / 'run.json').read_text())['image_quality']['looks']
+    found = [told for told in RecordingVisBackend.told if told[0].startswith('quality/')]
+    assert [(tag, step) for tag, _, step in found] == [
+        ('quality/confidence_histogram', look['iteration']) for look in looks
+    ]
+    for (_, values, _), look in zip(found, looks, strict=True):
+        assert values.shape == (6,)
+        assert np.histogram(values, len(look['histogram']), (0, 1))[0].tolist() == look['histogram']
+        assert values.mean() == pytest.approx(look['confidence'], abs=1e-4)
+    scalars = [told for told in RecordingVisBackend.told if 'quality/coverage' in told[1]]
+    assert [step for _, _, step in scalars] == [look['iteration'] for look in looks]
 
 
 def test_pictures(folder, watched):
