@@ -1,7 +1,5 @@
 """Masks, cascade stages, FGD and answers across families, between tiny detectors."""
 
-import copy
-
 import pytest
 import torch
 import toy
