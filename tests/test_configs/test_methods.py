@@ -47,5 +47,10 @@ def test_a_folder_is_whole(name, rows):
     assert 'ublished' in readme or 'Ours' in readme
     for asked in MARKER.findall(readme):
         asked = asked.split(',')
-        assert asked[0] == 'KL' and set(asked) <= {*rows, 'KL_+_aligned_features', 'labels_only'}
+        assert asked[0] == 'KL' and set(asked) <= {
+            *rows,
+            'KL_+_aligned_features',
+            'labels_only',
+            'true_labels',
+        }
         assert any(rows.get(row, '').startswith(f'{name}/') for row in asked)

@@ -39,9 +39,7 @@ def model_of(kind, layers=2, **changes):
 
 
 def _published(kind):
-    from test_adapters.test_detr_like import small
-
-    model = small(kind)
+    model = toy.small_detr(kind)
     model['decoder']['num_layers'] = 3
     return model
 
