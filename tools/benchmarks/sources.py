@@ -177,7 +177,7 @@ class BenchmarkSet:
     make: str = 'lay it out as an image folder (see {readme}) or name its folder with --data-root'
 
 
-# On two cores, two runs at a time (--jobs 2), the rows of quick are an hour or less for each set.
+# Meant for an hour a set on two cores, two runs at a time (--jobs 2); a whole pass was not timed.
 SETS = {
     'cifar10': BenchmarkSet(
         'configs/cifar10', dict(quick=48_000, full=480_000), 'configs/dfkt/cifar10_vit.py'
