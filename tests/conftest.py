@@ -1,10 +1,18 @@
 """Puts this folder on the path, for ``toy``, and fixes the number of threads."""
 
-import pytest
-import torch
-from mmengine.registry import DefaultScope
+import os
 
-import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
+# Before anything that starts threads is imported, and for the processes that tests start: tools
+# that are called in a test's own process take every core unless this says otherwise, and workers
+# with several spinning threads each stall one another (a test of 1 s took 40).
+os.environ['OMP_NUM_THREADS'] = '1'
+os.environ['OPENBLAS_NUM_THREADS'] = '1'
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from mmengine.registry import DefaultScope  # noqa: E402
+
+import mmdfkd  # noqa: E402, F401  (first: it makes torchvision importable)
 
 
 @pytest.fixture(autouse=True, scope='session')
