@@ -4,6 +4,7 @@ Small networks keep one core busy and hardly a second one, so two runs of a thre
 sooner than one after the other with two.
 """
 
+import argparse
 import os
 import signal
 import subprocess
@@ -14,7 +15,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import torch
+
 Run = TypeVar('Run', bound=Hashable)
+
+
+#: Processes at once unless a user says otherwise: each holds a gigabyte or two.
+_MOST = 4
+
+
+def default_jobs() -> int:
+    """One a core, at most four; one where there is a GPU, which a run fills."""
+    return 1 if torch.cuda.is_available() else min(_MOST, len(os.sched_getaffinity(0)))
+
+
+def add_jobs_option(parser: argparse.ArgumentParser) -> None:
+    """The option ``--jobs`` of a benchmark: runs at once."""
+    parser.add_argument(
+        '--jobs',
+        type=_at_least_one,
+        default=default_jobs(),
+        help=f'runs at once, on a share of cores each; one a core by default, at most {_MOST}, '
+        'and one where there is a GPU',
+    )
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be a whole number of at least 1, not {text}')
+    return int(text)
 
 
 @dataclass

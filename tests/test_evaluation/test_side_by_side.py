@@ -1,12 +1,13 @@
 """Runs side by side: what waits for what, and what happens when one fails."""
 
+import argparse
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from mmdfkd.evaluation.side_by_side import SideBySide
+from mmdfkd.evaluation.side_by_side import SideBySide, add_jobs_option
 
 # Says when it began and ended, and on how many threads; 'bad' fails, 'mute' leaves no line.
 TOOL = """
@@ -113,3 +114,22 @@ def test_an_interrupt_ends_the_processes(driver, tmp_path):
     ((_, process, _),) = one._running.values()
     assert process.wait(10) == -15 and time.time() - begin < 20
     assert sys.executable in process.args[0]
+
+
+@pytest.mark.parametrize(('cores', 'gpu', 'jobs'), [(2, False, 2), (16, False, 4), (16, True, 1)])
+def test_one_job_a_core_unless_told(cores, gpu, jobs, monkeypatch):
+    monkeypatch.setattr('os.sched_getaffinity', lambda _: set(range(cores)))
+    monkeypatch.setattr('torch.cuda.is_available', lambda: gpu)
+    parser = argparse.ArgumentParser()
+    add_jobs_option(parser)
+    assert parser.parse_args([]).jobs == jobs
+    assert parser.parse_args(['--jobs', '3']).jobs == 3
+
+
+@pytest.mark.parametrize('jobs', ['0', '-1', 'two'])
+def test_no_such_number_of_jobs(jobs, capsys):
+    parser = argparse.ArgumentParser()
+    add_jobs_option(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--jobs', jobs])
+    assert 'at least 1' in capsys.readouterr().err

@@ -12,8 +12,8 @@ The student starts at random unless --inits says otherwise: an inherited one kno
 features already.
 
 A finished run is one line of docs/results/heads.jsonl, written at once; a run whose line is there
-is not repeated, so an interrupted benchmark goes on; --jobs 2 makes two runs at a time, each on
-half of the cores. ``over_kl`` is the accuracy beyond that of KL alone of the same images, start and
+is not repeated, so an interrupted benchmark goes on; runs are made side by side, one a core
+(--jobs). ``over_kl`` is the accuracy beyond that of KL alone of the same images, start and
 seed; its deviation over seeds is what a gain has to be held against. The ceiling of a data-free run
 is the same heads on the real images. The test split is read to test finished students and for
 nothing else.
@@ -46,7 +46,7 @@ from mmdfkd.evaluation.benchmark import (
     shown_command,
     train_command,
 )
-from mmdfkd.evaluation.side_by_side import SideBySide
+from mmdfkd.evaluation.side_by_side import SideBySide, add_jobs_option
 from mmdfkd.utils.launch import fail_clearly, use_all_cores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -408,9 +408,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--steps', type=int, help="of a run; the preset's by default")
     parser.add_argument('--data-root', help="folder of the set; the configs' data_root by default")
     parser.add_argument('--work-dir', default='work_dirs/benchmark_heads')
-    parser.add_argument(
-        '--jobs', type=int, default=1, help='runs at once, on a share of cores each'
-    )
+    add_jobs_option(parser)
     parser.add_argument(
         '--out', type=Path, default=RESULTS, help=f'file of the results, named {RESULTS.name}'
     )
@@ -418,8 +416,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.steps is not None and args.steps < 2:
         parser.error('--steps must be at least 2')
-    if args.jobs < 1:
-        parser.error('--jobs must be at least 1')
     if args.out.name != RESULTS.name:
         parser.error(f'--out must be a file named {RESULTS.name}, not {args.out.name}')
     return args

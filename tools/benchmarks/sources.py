@@ -13,9 +13,9 @@ made once, on procedural images, and is the row of 0 steps; what it asks of the 
 for every row and not in the budget.
 
 A finished run is one line of docs/results/sources.jsonl, written at once; a run whose line is there
-is not repeated, so an interrupted benchmark goes on. With --jobs 2 two runs are made side by side,
-each on half of the cores, which is sooner done than one after the other on all of them. The test
-split is read to test finished students and for nothing else.
+is not repeated, so an interrupted benchmark goes on. Runs are made side by side, one a core
+(--jobs), which is sooner done than one after the other on all of them. The test split is read to
+test finished students and for nothing else.
 
 quick: one seed, the rows of images that are named below, each from a random and from an inherited
 start (noise and the two generators: random alone).
@@ -53,7 +53,7 @@ from mmdfkd.evaluation.benchmark import (
     shown_command,
     train_command,
 )
-from mmdfkd.evaluation.side_by_side import SideBySide
+from mmdfkd.evaluation.side_by_side import SideBySide, add_jobs_option
 from mmdfkd.utils.launch import fail_clearly, use_all_cores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,7 +177,7 @@ class BenchmarkSet:
     make: str = 'lay it out as an image folder (see {readme}) or name its folder with --data-root'
 
 
-# Meant for an hour a set on two cores, two runs at a time (--jobs 2); a whole pass was not timed.
+# Meant for an hour a set on two cores, two runs at a time; a whole pass was not timed.
 SETS = {
     'cifar10': BenchmarkSet(
         'configs/cifar10', dict(quick=48_000, full=480_000), 'configs/dfkt/cifar10_vit.py'
@@ -608,15 +608,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--data-root', help="folder of the set; the configs' data_root by default")
     parser.add_argument('--work-dir', default='work_dirs/benchmark_sources')
-    parser.add_argument(
-        '--jobs', type=int, default=1, help='runs at once, on a share of cores each'
-    )
+    add_jobs_option(parser)
     parser.add_argument('--dry-run', action='store_true', help='print the plan and stop')
     args = parser.parse_args(argv)
     if args.passes is not None and args.passes < 1:
         parser.error('--passes must be at least 1')
-    if args.jobs < 1:
-        parser.error('--jobs must be at least 1')
     return args
 
 
