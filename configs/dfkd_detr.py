@@ -7,7 +7,7 @@ _base_ = [
 ]
 default_scope = 'mmdet'
 
-max_iters = 200
+max_iters = 300
 
 model = dict(
     teacher=dict(
@@ -16,7 +16,7 @@ model = dict(
     inheritance=dict(images=256))
 
 train_dataloader = dict(
-    batch_size=16, dataset=dict(image_size=128, metainfo=dict(classes=_base_.classes)))
+    batch_size=8, dataset=dict(image_size=128, metainfo=dict(classes=_base_.classes)))
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),

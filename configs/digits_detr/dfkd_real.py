@@ -3,7 +3,7 @@ _base_ = '../dfkd_detr.py'
 model = dict(data_free=False, image_size=128, source=dict(_delete_=True, type='mmdfkd.DatasetSource', order='bgr'))
 train_dataloader = dict(
     _delete_=True,
-    batch_size=16,
+    batch_size=8,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),

@@ -121,7 +121,7 @@ SETS = {
     'digits': BenchmarkSet('configs/digits', 16, dict(quick=300, full=1000), make=_DRAWN),
     'bccd': BenchmarkSet('configs/bccd', 8, dict(quick=300, full=1000), random_factor=1.5),
     'digits_detr': BenchmarkSet(
-        'configs/digits_detr', 16, dict(quick=300, full=1000), sizes=DETR_SIZES, make=_DRAWN
+        'configs/digits_detr', 8, dict(quick=300, full=1000), sizes=DETR_SIZES, make=_DRAWN
     ),
     'aerial_cars': BenchmarkSet(
         'configs/aerial_cars', 8, dict(quick=200, full=1000), sizes=DETR_SIZES
