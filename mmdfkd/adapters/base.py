@@ -57,8 +57,9 @@ class Adapter(ABC):
         """
         size = (images.shape[-2], images.shape[-1])
         with tapped(self.net, taps) as caught:
-            feats = self.features(self.normalizer(images))
-        return Memory(feats=feats, image_size=size, taps=caught)
+            inputs = self.normalizer(images)
+            feats = self.features(inputs)
+        return Memory(feats, size, caught, input_size=(inputs.shape[-2], inputs.shape[-1]))
 
     def propose(self, memory: Memory, targets: Targets | None = None) -> Probe | None:
         """Choose where both networks are asked (teacher only, no gradient); None for no choice."""

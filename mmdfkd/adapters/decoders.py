@@ -237,17 +237,19 @@ class DinoDecoder(TwoStageDecoder):
         )
 
     def ask(self, queries: Queries, encoder: EncoderMemory) -> dict[str, Any] | None:
-        """At boxes of any kind; where the content does not fit, with its own of the same rank."""
+        """At boxes of any kind; where the content does not fit, with its own of the same rank.
+
+        Where there are more boxes than contents, these are taken again in their order.
+        """
         references = queries.references
         if references is None or references.shape[-1] != 4:
             return None
         like, own = self._like(encoder), self.net.query_embedding.weight
         if self._fits(queries, queries.content):
             content = queries.content.to(like)
-        elif references.shape[1] <= len(own):
-            content = own[None, : references.shape[1]].expand(len(references), -1, -1)
         else:
-            return None
+            rank = torch.arange(references.shape[1], device=own.device) % len(own)
+            content = own[rank][None].expand(len(references), -1, -1)
         return dict(query=content, reference_points=references.to(like), memory=encoder.tokens)
 
     def fresh(self, own: Queries, rngs: Sequence[np.random.Generator]) -> Queries:

@@ -65,8 +65,9 @@ class DetrAdapter(Adapter):
     def encode(self, images: Tensor, taps: Sequence[str] = ()) -> Memory:
         """Backbone, neck and encoder, once; see :meth:`Adapter.encode`."""
         with tapped(self.net, taps) as caught:
-            feats = self.features(self.normalizer(images))
-            memory = Memory(feats, (images.shape[-2], images.shape[-1]), caught)
+            inputs = self.normalizer(images)
+            sizes = [(x.shape[-2], x.shape[-1]) for x in (images, inputs)]
+            memory = Memory(self.features(inputs), sizes[0], caught, input_size=sizes[1])
             self.encoded(memory)
         return memory
 

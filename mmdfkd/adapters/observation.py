@@ -88,6 +88,8 @@ class Memory:
         image_size: ``(H, W)`` of the images in pixels.
         taps: Inner activations by the name of the module that made them.
         encoder: What a transformer encoder made of the features; DETR-like networks only.
+        input_size: ``(H, W)`` of what the network was fed, with the padding at right and bottom;
+            None where there is none.
         kept: Numbers of the patches that the network saw, ``[B, K]``, in the order of its tokens;
             None where it saw all of them.
     """
@@ -97,6 +99,12 @@ class Memory:
     taps: dict[str, Tensor] = field(default_factory=dict)
     encoder: EncoderMemory | None = None
     kept: Tensor | None = None
+    input_size: tuple[int, int] | None = None
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """``(H, W)`` in pixels that the grids of all features stand for."""
+        return self.input_size or self.image_size
 
 
 @dataclass

@@ -89,10 +89,9 @@ class AttentionHead(TokenHead):
         for net, taps, who in sides:
             for tap in taps:
                 require_plain_attention(net, tap, who)
+        found = [tuple(attention_heads(net, tap, who) for tap in taps) for net, taps, who in sides]
         if self.num_heads is None:
-            self.num_heads = [
-                tuple(attention_heads(net, tap, who) for tap in taps) for net, taps, who in sides
-            ]
+            self.num_heads = found
 
     def pair_loss(self, index: int, student: Observation, teacher: Observation) -> Tensor:
         """Rows of both networks."""

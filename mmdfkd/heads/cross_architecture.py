@@ -134,8 +134,9 @@ class CrossArchitectureHead(TokenHead):
             ValueError: If there is no attention around the tap, or one that is recomputed wrongly.
         """
         require_plain_attention(teacher, self.needs.taps_teacher[1], 'teacher')
+        found = attention_heads(teacher, self.needs.taps_teacher[1], 'teacher')
         if self.num_heads is None:
-            self.num_heads = attention_heads(teacher, self.needs.taps_teacher[1], 'teacher')
+            self.num_heads = found
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
         """The projectors, and the discriminator where it has a weight."""

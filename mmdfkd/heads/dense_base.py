@@ -1,3 +1,4 @@
+from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from torch import Tensor, nn
 
 from mmdfkd.adapters import DenseAnswers, DenseResponse, Observation, OneStageAdapter
@@ -9,6 +10,7 @@ from mmdfkd.losses import (
     query_class_loss,
 )
 
+from .anchors import require_like_anchors
 from .base import DistillHead
 
 
@@ -83,6 +85,10 @@ class DenseHead(DistillHead):
                     f'{type(self).__name__} compares dense one-stage detectors (RetinaNet, FCOS, '
                     f'GFL, RTMDet), not a {type(net).__name__}: take another head.'
                 )
+        coded = [net.bbox_head for net in (student, teacher)]
+        if all(isinstance(getattr(h, 'bbox_coder', None), DeltaXYWHBBoxCoder) for h in coded):
+            # Deltas are of an anchor; who predicts distances from a place has no use for its sides.
+            require_like_anchors(type(self).__name__, *coded)
 
     def dense_responses(
         self, student: Observation, teacher: Observation

@@ -65,7 +65,12 @@ class EncoderMemoryHead(DistillHead):
     ) -> dict[str, Tensor]:
         """``loss_encoder_memory``."""
         own, other = self._tokens(student, teacher)
-        mask = None if self.floor == 1 else self.mask(teacher)[..., None]
+        if self.floor < 1:
+            mask = self.mask(teacher)
+        else:
+            padding = teacher.memory.encoder.mask
+            mask = None if padding is None else (~padding).to(other)
+        mask = None if mask is None else mask[..., None]
         return {'loss_encoder_memory': masked_mimic(self.aligner(own), other, mask, dim=-1)}
 
     def _tokens(self, student: Observation, teacher: Observation) -> tuple[Tensor, Tensor]:
@@ -80,7 +85,7 @@ class EncoderMemoryHead(DistillHead):
     @torch.no_grad()
     def mask(self, teacher: Observation) -> Tensor:
         """Weight of each token, ``[B, N]``."""
-        h, w = teacher.memory.image_size
+        h, w = teacher.memory.covered
         padding = teacher.memory.encoder.mask
         rows = []
         for boxes, scores in zip(teacher.probe.boxes, teacher.probe.scores, strict=True):

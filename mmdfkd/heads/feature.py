@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,10 @@ class FeatureHead(TokenHead):
     both have are compared with each other, and patches with patches.
 
     Args:
-        loss (str): ``'mse'``, in units of the teacher's energy, or ``'cosine'``. Defaults to
-            ``'mse'``.
+        loss (str): ``'mse'`` or ``'cosine'``. Defaults to ``'mse'``.
+        normalize (bool): The squared error in units of the teacher's energy. Defaults to True.
+        with_prefix (bool): Compare prefix tokens, too. Defaults to True; ViTKD compares patches
+            alone.
         pool (bool): Compare the mean over patches instead of each. Defaults to False.
         align (str | Mapping): See :func:`~mmdfkd.heads.alignment.make_aligner`. Defaults to
             ``'auto'``.
@@ -32,21 +35,31 @@ class FeatureHead(TokenHead):
             ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
 
     Raises:
-        ValueError: On an unknown loss, or taps that do not pair.
+        ValueError: On an unknown loss, taps that do not pair, or a cosine without ``normalize``.
     """
 
     loss_key = 'loss_feature'
     _LOSSES = {'mse': masked_mimic, 'cosine': cosine_distance}
 
     def __init__(
-        self, loss: str = 'mse', pool: bool = False, align: str | Mapping = 'auto', **kwargs
+        self,
+        loss: str = 'mse',
+        pool: bool = False,
+        align: str | Mapping = 'auto',
+        normalize: bool = True,
+        with_prefix: bool = True,
+        **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         if loss not in self._LOSSES:
             raise ValueError(
                 f'FeatureHead: loss must be one of {sorted(self._LOSSES)}, not {loss!r}.'
             )
+        if loss == 'cosine' and not normalize:
+            raise ValueError('FeatureHead: a cosine has no scale; normalize is for mse.')
         self.loss = loss
+        self.normalize = normalize
+        self.with_prefix = with_prefix
         self.pool = pool
         self.align = align
         self.aligners: nn.ModuleList | None = None
@@ -87,6 +100,12 @@ class FeatureHead(TokenHead):
         prefix_s, patches_s = split_tokens(tokens_s, grid_s)
         prefix_t, patches_t = split_tokens(tokens_t, grid_t)
         loss = self._LOSSES[self.loss]
+        if self.loss == 'mse':
+            loss = partial(loss, normalize=self.normalize)
+        if patches_t is None and not self.with_prefix:
+            raise ValueError(
+                'FeatureHead: a vector has no patches, and with_prefix=False leaves nothing of it.'
+            )
         if self.pool:
             pooled = [
                 x if patches is None else patches.mean((2, 3))[:, None]
@@ -94,7 +113,7 @@ class FeatureHead(TokenHead):
             ]
             common = min(x.shape[1] for x in pooled)
             return loss(pooled[0][:, :common], pooled[1][:, :common], dim=2)
-        common = min(prefix_s.shape[1], prefix_t.shape[1])
+        common = min(prefix_s.shape[1], prefix_t.shape[1]) if self.with_prefix else 0
         all_s, all_t = [prefix_s[:, :common]], [prefix_t[:, :common]]
         if patches_s is not None:
             all_s.append(resize(patches_s, grid_t).flatten(2).transpose(1, 2))

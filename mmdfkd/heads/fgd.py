@@ -122,7 +122,7 @@ class FGDHead(ObjectWatch, PyramidLevels):
         focal, context = [], 0.0
         for index, (map_s, map_t) in enumerate(self.paired_maps(student, teacher)):
             places = [
-                box_places(boxes.to(map_t.device), map_t.shape[-2:], images.shape[-2:])
+                box_places(boxes.to(map_t.device), map_t.shape[-2:], teacher.memory.covered)
                 for boxes in objects
             ]
             places = [torch.stack(part) for part in zip(*places, strict=True)]

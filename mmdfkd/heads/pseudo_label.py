@@ -9,6 +9,9 @@ from mmdfkd.registry import MODELS
 from .base import DistillHead
 from .object_watch import ObjectWatch
 
+# Halving stops here: what is less sure than that is no label.
+_LEAST = 0.05
+
 
 class NoDetectionsError(RuntimeError):
     """The teacher detects nothing surely enough to be learned from."""
@@ -27,8 +30,8 @@ class PseudoLabelHead(ObjectWatch, DistillHead):
 
     Args:
         threshold (float): Least score of a detection that counts, in (0, 1). Defaults to 0.4.
-        on_empty (str): ``'warn'`` goes on, ``'lower'`` halves the threshold, ``'stop'`` ends the
-            run. Defaults to ``'warn'``.
+        on_empty (str): ``'warn'`` goes on, ``'lower'`` halves the threshold, down to
+            0.05, ``'stop'`` ends the run. Defaults to ``'warn'``.
         patience (int): Steps on end without a detection after which that happens; an epoch of the
             real set, say. Defaults to 200.
         **kwargs: ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
@@ -82,7 +85,8 @@ class PseudoLabelHead(ObjectWatch, DistillHead):
                 '(mmdfkd.LayoutInversionSource).'
             )
         if self.on_empty == 'lower':
-            self.threshold.mul_(0.5)
+            least = min(_LEAST, float(self.threshold))
+            self.threshold.mul_(0.5).clamp_(min=least)
             print_log(f'{said}The threshold is now {float(self.threshold):.3f}.', 'current', 30)
         else:
             super().nothing_seen(said)

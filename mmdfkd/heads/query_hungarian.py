@@ -3,11 +3,14 @@ from torch import Tensor
 
 from mmdfkd.adapters import Observation, QueryAnswers, Targets
 from mmdfkd.adapters.matching import assign_all
-from mmdfkd.losses import query_cost
+from mmdfkd.losses import foreground, query_cost
 from mmdfkd.registry import MODELS
 
 from .base import Needs
 from .query_base import QueryHead, last_layers
+
+# A logit of which no temperature in use leaves a doubt.
+_CERTAIN = 1e4
 
 
 @MODELS.register_module()
@@ -16,7 +19,8 @@ class HungarianQueryHead(QueryHead):
 
     DETRDistill's logits and boxes (Chang et al., ICCV 2023): all queries are paired, those that see
     background, too. Any two DETRs with one kind of class loss can be compared, and what is trained
-    is what the student does at inference.
+    is what the student does at inference. Of unequal numbers (ours): a student with fewer queries
+    is paired with its teacher's surest; of one with more, those that are left are background.
 
     The costs of all images are computed at once and cross to the CPU once. The published matching
     is done anew in every layer; a query means nearly the same object in all of them, so one
@@ -56,13 +60,17 @@ class HungarianQueryHead(QueryHead):
         """``loss_hungarian_cls``, ``_l1`` and ``_giou``."""
         own, other = (response.own for response in self.responses(student, teacher))
         layers = len(own.logits)
-        ours, theirs = (own.logits, own.boxes), last_layers(other, layers)
+        ours, theirs = (own.logits, own.boxes), _surest(other, own.logits.shape[2], layers)
         rows, columns = self.pairs(own, other)
         if self.matching == 'last':
             rows, columns = (x.expand(layers, -1, -1) for x in (rows, columns))
+        left = _others(rows, own.logits.shape[2])
+        silent = _background(ours[0], left.shape[-1], own.sigmoid)
         pairs = (
-            tuple(_taken(x, rows) for x in ours),
-            tuple(_taken(x, columns) for x in theirs),
+            tuple(_taken(x, torch.cat([rows, left], -1)) for x in ours),
+            tuple(
+                torch.cat([_taken(x, columns), y], 2) for x, y in zip(theirs, silent, strict=True)
+            ),
         )
         names = 'loss_hungarian_cls', 'loss_hungarian_l1', 'loss_hungarian_giou'
         return dict(zip(names, self.compare(*pairs, own.sigmoid), strict=True))
@@ -73,15 +81,40 @@ class HungarianQueryHead(QueryHead):
 
         Returns:
             tuple[Tensor, Tensor]: Indices of the student's and of the teacher's, ``[l, B, K]``,
-            ``l`` being 1 where one matching serves all layers.
+            ``l`` being 1 where one matching serves all layers. The teacher's count among its
+            surest, where it has more than the student.
         """
         first = -1 if self.matching == 'last' else 0
         logits, boxes = own.logits[first:], own.boxes[first:]
-        wanted = last_layers(other, len(logits))
+        wanted = _surest(other, logits.shape[2], len(logits))
         cost = query_cost(
             *(x.flatten(0, 1) for x in (logits, boxes, *wanted)), own.sigmoid, self.cost
         )
         return tuple(x.unflatten(0, logits.shape[:2]) for x in assign_all(cost))
+
+
+def _surest(answers: QueryAnswers, most: int, layers: int) -> tuple[Tensor, Tensor]:
+    """The last layer's logits and boxes of at most so many queries, ``[layers, B, K, ...]``."""
+    last = last_layers(answers, layers)
+    if last[0].shape[2] <= most:
+        return last
+    best = foreground(answers.logits[-1], answers.sigmoid).topk(most, dim=-1).indices
+    return tuple(_taken(x, best.expand(layers, -1, -1)) for x in last)
+
+
+def _others(rows: Tensor, count: int) -> Tensor:
+    """The indices below ``count`` that are not among ``rows`` ``[L, B, K]``, rising."""
+    chosen = torch.zeros(*rows.shape[:2], count, device=rows.device).scatter(2, rows, 1.0)
+    return chosen.argsort(dim=-1, stable=True)[..., : count - rows.shape[-1]]
+
+
+def _background(logits: Tensor, count: int, sigmoid: bool) -> tuple[Tensor, Tensor]:
+    """Answers of queries that see nothing: logits and boxes, ``[L, B, count, ...]``."""
+    shape = (*logits.shape[:2], count)
+    silent = logits.new_full((*shape, logits.shape[-1]), -_CERTAIN)
+    if not sigmoid:
+        silent[..., -1] = _CERTAIN
+    return silent, logits.new_full((*shape, 4), 0.5)
 
 
 def _taken(values: Tensor, index: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ class RecalibrationHead(DistillHead):
     :class:`~mmdfkd.models.layers.TokenRecovery`, trained with the student and dropped after, gives
     them their number back; they are to be the teacher's at the same layer. Layers before the first
     merging are compared as they are. Patches only. See
-    :func:`~mmdfkd.losses.feature_recalibration`; SiT's whole loss has :class:`LogitHead` beside it.
+    :func:`~mmdfkd.losses.feature_recalibration`; SiT's loss has :class:`LogitHead` beside it, and a
+    CNN's decisions at a distillation token, which are not here.
 
     Args:
         layers (Sequence[int], optional): Which layers. Defaults to all, as published.

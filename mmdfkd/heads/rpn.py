@@ -5,6 +5,7 @@ from mmdfkd.adapters import Observation, Response, Targets
 from mmdfkd.losses import binary_kl, box_delta_loss
 from mmdfkd.registry import MODELS
 
+from .anchors import require_like_anchors
 from .base import DistillHead, Needs
 from .roi import box_coding
 
@@ -49,7 +50,7 @@ class RPNResponseHead(DistillHead):
         self.beta = beta
 
     def bind(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Look whether both region proposal networks, where they are, code boxes alike.
+        """Look whether both region proposal networks, where they are, have one code and anchors.
 
         Raises:
             ValueError: If not.
@@ -64,6 +65,7 @@ class RPNResponseHead(DistillHead):
                 f"RPNResponseHead: the student's RPN codes boxes as {own}, the teacher's as "
                 f'{other}: give both one bbox_coder.'
             )
+        require_like_anchors('RPNResponseHead', *rpns)
 
     def losses(
         self, student: Observation, teacher: Observation, targets: Targets, images: Tensor

@@ -13,8 +13,8 @@ def cwd(
     """Each channel as a distribution over places (CWD, Shu et al., ICCV 2021).
 
     ``(T^2 / (N C)) sum_nc KL(softmax_hw(F^T / T) || softmax_hw(F^S / T))``, published for detectors
-    with temperature 1 and weight 1, as here. Blind to an offset of each channel; with
-    ``standardize``, as RTMDet's variant, also to its scale.
+    with temperature 1 and weight 1, as here; MMRazor's configs weigh each level with 10. Blind to
+    an offset of each channel; with ``standardize``, as RTMDet's variant, also to its scale.
 
     Args:
         student (Tensor): ``[N, C, H, W]``.

@@ -98,6 +98,25 @@ def build(head, student=None):
             ValueError,
             "'backbone.layer3' of the student .* not in this network at all",
         ),
+        # Nor are they if their heads are named.
+        (
+            dict(type='mmdfkd.AttentionHead', taps_student=[BLOCK], rows='mean', num_heads=(2, 2)),
+            None,
+            ValueError,
+            rf"'{BLOCK}' of the student is no qkv layer",
+        ),
+        (
+            dict(
+                type='mmdfkd.CrossArchitectureHead',
+                tap_student='backbone.layer3',
+                tap_teacher=BLOCK,
+                tap_qkv=BLOCK,
+                num_heads=2,
+            ),
+            convolutional(base=6),
+            ValueError,
+            rf"'{BLOCK}' of the teacher is no qkv layer",
+        ),
         # Tokens that are no grid of the image without so many prefix tokens.
         (
             dict(type='mmdfkd.ManifoldHead', taps_student=[BLOCK], prefix_tokens=(0, 1)),

@@ -271,6 +271,20 @@ def test_fgd_is_its_equation():
     assert found['loss_fgd_global'].item() == pytest.approx(wanted.item(), rel=1e-6)
 
 
+def test_fgd_boxes_lie_where_they_are_on_padded_maps():
+    """An image of 40 x 56 px was fed as 48 x 64: a cell stands for 8 px, not for 7."""
+    head = FGDHead(foreground_weight=1.0, global_weight=0.0)
+    head.build_aligners({'neck': [3]}, {'neck': [3]})
+    found = {}
+    for size in ((40, 56), (48, 64)):
+        own, other = views(1), views(2)
+        for view in (own, other):
+            view.memory.image_size, view.memory.input_size = size, (48, 64)
+        losses = head(own, other, Targets(), torch.zeros(2, 3, *size))
+        found[size] = float(losses['loss_fgd_foreground'])
+    assert found[40, 56] == found[48, 64] > 0
+
+
 def test_fgd_takes_the_boxes_it_is_told_to():
     layout = Targets(boxes=[torch.tensor([[0.0, 0.0, 16.0, 16.0]])] * 2)
     assert len(FGDHead().objects(views(0), layout)[0]) == 1
@@ -317,6 +331,29 @@ def test_errors_name_head_and_network(cascade):
     plain['rpn_head']['bbox_coder'] = dict(coder, target_stds=[0.5] * 4)
     with pytest.raises(ValueError, match="RPNResponseHead: the student's RPN codes boxes"):
         student_of(cascade, plain, dict(type='mmdfkd.RPNResponseHead'))
+
+
+@pytest.mark.parametrize('changes', [dict(scales=[2]), dict(ratios=[0.5, 2.0])])
+def test_other_anchors_of_the_same_number_are_refused(changes):
+    """Their logits and deltas have one shape and mean something else."""
+    teacher, plain = adapter_of(toy.detector_model(24, 1)), toy.detector_model(24, 1)
+    student_of(teacher, plain, dict(type='mmdfkd.RPNResponseHead'))
+    plain['rpn_head']['anchor_generator'].update(changes)
+    with pytest.raises(ValueError, match=r"student's anchors, sides by stride, .* scales and rat"):
+        student_of(teacher, plain, dict(type='mmdfkd.RPNResponseHead'))
+
+
+def test_other_anchors_of_one_stage_detectors():
+    heads = [toy.one_stage_model('retina') for _ in range(2)]
+    generator = dict(heads[1]['bbox_head']['anchor_generator'], octave_base_scale=2)
+    heads[1]['bbox_head']['anchor_generator'] = generator
+    with pytest.raises(ValueError, match="DenseResponseHead: the student's anchors"):
+        student_of(adapter_of(heads[0]), heads[1], dict(type='mmdfkd.DenseResponseHead'))
+    # Distances from a place have no use for the sides of an anchor.
+    gfl = toy.one_stage_model('gfl')
+    other = dict(gfl['bbox_head']['anchor_generator'], octave_base_scale=2)
+    other = toy.one_stage_model('gfl', anchor_generator=other)
+    student_of(adapter_of(gfl), other, dict(type='mmdfkd.DenseResponseHead'))
 
 
 def test_what_cannot_be_inherited_or_shrunk_is_said(cascade):

@@ -22,6 +22,7 @@ from mmdfkd.losses import (
     cwd,
     head_attention,
     simreg,
+    vitkd_mimic,
 )
 
 
@@ -173,6 +174,19 @@ def test_attention_head_asks_the_networks_for_their_heads():
 
 
 # --- features -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('normalize', [True, False])
+def test_patches_alone_are_vitkds_mimicry(normalize):
+    s, t = torch.randn(2, 17, 6), torch.randn(2, 17, 8)
+    student, teacher = observe(a=s), observe(a=t)
+    settings = dict(taps_student=['a'], with_prefix=False, normalize=normalize)
+    head = built(FeatureHead(**settings), student, teacher)
+    loss = run(head, student, teacher)['loss_feature']
+    error = (head.aligners[0](s[:, 1:]) - t[:, 1:]).square().sum() / (2 * 16 * 8)
+    energy = t[:, 1:].square().sum() / (2 * 16 * 8) if normalize else 1
+    assert torch.isclose(loss, error / energy, rtol=1e-5)
+    assert torch.isclose(loss, vitkd_mimic(head.aligners[0](s[:, 1:]), t[:, 1:], normalize))
 
 
 def test_generation_of_hidden_patches_is_vitkd():

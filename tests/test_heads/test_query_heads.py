@@ -79,34 +79,39 @@ def test_aligned_follows_the_last_layer_in_every_layer():
     assert not torch.allclose(own.response.asked.boxes, own.response.fresh.boxes)
 
 
+@pytest.mark.parametrize('queries', [9, 12, 14])
 @pytest.mark.parametrize('matching', ['last', 'each'])
-def test_hungarian_pairs_are_the_best(matching):
+def test_hungarian_pairs_are_the_best(matching, queries):
+    """Of another width. Fewer queries follow the teacher's surest; of more, the rest is silent."""
     teacher = adapter_of(queries=12)
     head = dict(HEADS['hungarian'], matching=matching)
-    # Of another width and with fewer queries.
-    student = student_of(teacher, [head], width=16, queries=9)
+    student = student_of(teacher, [head], width=16, queries=queries)
     theirs = observed(teacher, student)
     found = student(PIXELS, theirs, Targets())
     own, other = mine(student, theirs).response.own, theirs.response.own
-    totals = []
+    totals, silence = [], []
     for layer in range(2):
-        cost = query_cost(
-            own.logits[-1 if matching == 'last' else layer].double(),
-            own.boxes[-1 if matching == 'last' else layer].double(),
-            other.logits[-1].double(),
-            other.boxes[-1].double(),
-            True,
-        )
         parts = []
         for b in range(2):
-            rows, columns = linear_sum_assignment(cost[b].numpy())
+            goal = [x[-1, b].double() for x in (other.logits, other.boxes)]
+            surest = sorted(range(12), key=lambda q: -float(goal[0][q].sigmoid().max()))[:queries]
+            goal = [x[surest] for x in goal]
+            at = -1 if matching == 'last' else layer
+            asked = [x[at, b].double() for x in (own.logits, own.boxes)]
+            cost = query_cost(*(x[None] for x in (*asked, *goal)), True)[0]
+            rows, columns = linear_sum_assignment(cost.numpy())
             picked = [x[layer, b, rows].double() for x in (own.logits, own.boxes)]
-            wanted = [x[-1, b, columns].double() for x in (other.logits, other.boxes)]
-            parts.append([*picked, *wanted])
+            parts.append([*picked, *(x[columns] for x in goal)])
+            left = [q for q in range(queries) if q not in rows.tolist()]
+            silence += [-own.logits[layer, b, q].double().neg().sigmoid().log().sum() for q in left]
         totals.append([torch.cat(x) for x in zip(*parts, strict=True)])
     z_s, b_s, z_t, b_t = (torch.stack(x) for x in zip(*totals, strict=True))
     weight = z_t.sigmoid().amax(-1)
-    cls = query_class_loss(z_s, z_t, 0.1 + 0.9 * weight, True)
+    floored = 0.1 + 0.9 * weight
+    # A silent one costs -sum_k log(1 - p_k) and weighs as one without any foreground.
+    cls = query_class_loss(z_s, z_t, floored, True) * floored.sum() + 0.1 * sum(silence)
+    cls = cls / (floored.sum() + 0.1 * len(silence))
+    assert len(silence) == 4 * max(queries - 12, 0)
     l1, giou = query_box_loss(b_s, b_t, weight)
     expected = dict(cls=cls, l1=5 * l1, giou=2 * giou)
     for name, value in expected.items():
@@ -324,6 +329,16 @@ def test_an_epoch_without_detections_is_said(on_empty, capsys):
     (one,) = again.heads
     assert float(one.threshold) == pytest.approx(0.2 if on_empty == 'lower' else 0.4)
     assert int(one.empty_steps) == 0
+
+
+def test_a_threshold_is_not_lowered_to_nothing():
+    for threshold, least in ((0.4, 0.05), (0.03, 0.03)):
+        head = MODELS.build(
+            dict(type='mmdfkd.PseudoLabelHead', threshold=threshold, on_empty='lower')
+        )
+        for _ in range(8):
+            head.nothing_seen('Nothing. ')
+        assert float(head.threshold) == pytest.approx(least)
 
 
 @pytest.mark.parametrize('kind', ['QueryPriorHead', 'FGDHead'])

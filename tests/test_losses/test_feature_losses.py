@@ -272,6 +272,22 @@ def test_channel_map_with_indices_compares_the_kept_channels():
     assert torch.isclose(channel_map_mimic(s, t, write), channel_map_mimic(s, t, index))
 
 
+@pytest.mark.parametrize('normalize', [True, False])
+def test_channel_map_equation_of_a_dense_map(normalize):
+    s, t, write = rand(2, 5, 3), rand(2, 5, 7), rand(3, 7)
+    mask = torch.rand(2, 5, 1, dtype=torch.float64)
+    error = energy = 0.0
+    for n in range(2):
+        for p in range(5):
+            for c in range(3):
+                kept = sum(write[c, i] * t[n, p, i] for i in range(7))
+                error += mask[n, p, 0] * (s[n, p, c] - kept) ** 2
+                energy += mask[n, p, 0] * kept**2
+    expected = error / energy if normalize else error / (3 * mask.sum())
+    found = channel_map_mimic(s, t, write, mask, normalize)
+    assert torch.isclose(found, expected, rtol=1e-9)
+
+
 def test_channel_map_is_zero_for_the_teachers_own_coordinates():
     read = rand(7, 3)
     coordinates = rand(2, 5, 3)

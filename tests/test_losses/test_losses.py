@@ -173,6 +173,12 @@ def test_pkd_ignores_scale_and_offset_of_channels():
     assert pkd(-t, t, eps=0.0).item() == pytest.approx(2, rel=1e-4)
 
 
+def test_pkd_depends_on_neither_networks_scale_and_offset():
+    s, t = rand(2, 3, 6, 5), rand(2, 3, 6, 5)
+    a, b, c, d = (torch.rand(1, 3, 1, 1, dtype=torch.float64) + 0.5 for _ in range(4))
+    assert torch.isclose(pkd(a * s + b, c * t - d, eps=0.0), pkd(s, t, eps=0.0), rtol=1e-6)
+
+
 def test_pkd_does_not_blow_up_a_constant_channel():
     t = torch.randn(2, 3, 8, 8)
     t[:, 1] = 5.0 + 1e-6 * torch.randn(2, 8, 8)  # constant but for rounding
