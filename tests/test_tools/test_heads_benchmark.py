@@ -76,11 +76,15 @@ def test_quick_has_the_named_rows_on_both_kinds_of_images(tool, tmp_path):
 
 def test_full_has_every_row_and_three_seeds(tool, tmp_path):
     seeds = tool.SEEDS['full']
-    plan = tool.Plan('full', inits=tool.INITS, seeds=seeds)
+    plan = tool.Plan('full', seeds=seeds)
     made = _work_off(tool, plan, tmp_path / 'heads.jsonl')
     assert {run.row for run in made} == set(tool.ROWS) and {run.seed for run in made} == set(seeds)
-    assert not {run.row for run in made if run.init == 'random'} & set(tool.INHERITED_ROWS)
-    assert not {run.row for run in made if run.init == 'inherit'} & set(tool.OWN_ROWS)
+    inherited = {run.row for run in made if run.init == 'inherit'}
+    assert inherited == {'KL', *tool.INHERITED_ROWS, *tool.OWN_INHERITED_ROWS}
+    assert {run.row for run in made if run.init == 'random'} == {'KL'} | set(tool.ROWS) - inherited
+    # Every head of both starts, but for students of one start, where starts are named.
+    both = {run.row for run in tool.Plan('full', inits=tool.INITS).runs() if run.init == 'inherit'}
+    assert both == set(tool.ROWS) - set(tool.OWN_ROWS)
     # True labels are of true images.
     assert {run.images for run in made if run.row in tool.REAL_ROWS} == {'real'}
     # A seed is whole before the next begins.
@@ -109,7 +113,7 @@ def test_rows_differ_from_the_main_job_in_their_heads_alone(tool, tmp_path):
         for images, path in (('data-free', tool.MAIN_CONFIG), ('real', tool.REAL_CONFIG))
     }
     heads = set()
-    shared = [row for row in tool.ROWS if row not in tool.OWN_ROWS | tool.REAL_ROWS]
+    shared = [row for row in tool.ROWS if row not in tool.OWN_CONFIGS | tool.REAL_ROWS]
     for row in shared:
         same = []
         for images, base in main.items():
@@ -138,7 +142,7 @@ def test_the_baseline_learns_labels_and_nothing_else(tool, tmp_path):
 
 
 def test_methods_with_a_student_of_their_own_bring_it_along(tool, tmp_path):
-    for row in tool.OWN_ROWS:
+    for row in tool.OWN_CONFIGS:
         free, real = (
             Config.fromfile(tool.row_config(tool.Run(images, row, 'random', 0, 400), tmp_path))
             for images in ('data-free', 'real')
@@ -146,6 +150,8 @@ def test_methods_with_a_student_of_their_own_bring_it_along(tool, tmp_path):
         assert free.model.student == real.model.student and free.model.heads == real.model.heads
         assert Path(real.model.student.config).is_file()
         assert real.model.source.type == 'mmdfkd.DatasetSource' and not real.model.data_free
+        init = 'inherit' if row in tool.OWN_INHERITED_ROWS else None
+        assert init in (None, free.model.student.init)
         run = tool.Run('real', row, 'random', 0, 400)
         options = tool.options_of(run, tool.row_config(run, tmp_path))
         assert f'model.student.init={free.model.student.init}' in options

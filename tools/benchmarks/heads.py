@@ -18,16 +18,16 @@ seed; its deviation over seeds is what a gain has to be held against. The ceilin
 is the same heads on the real images. The test split is read to test finished students and for
 nothing else.
 
-quick: one seed, 400 steps, the rows named first; took an hour on one thread of a busy machine.
-full: three seeds, 4,000 steps, every row, and the methods that need a student of their own; for
-long runs.
+quick: one seed, 400 steps, the rows named first.
+full: three seeds, 4,000 steps, every row that a random student can have, the methods that need a
+student of their own, and those of inherited students beside KL of one; for long runs.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,15 @@ OWN_ROWS = {
     'WideLast': 'lift/widelast_vit128_to_widelast-vit64_cifar10.py',
     'ViT to CNN': 'cross_architecture/cross-architecture_vit128_to_resnet18-c11_cifar10.py',
 }
-ROWS = FULL_ROWS | REAL_ROWS | INHERITED_ROWS | OWN_ROWS
+# Likewise, made of their teacher whole.
+OWN_INHERITED_ROWS = {
+    'SiT': 'sit/sit_vit128_to_sit128_cifar10.py',
+    'MiniViT, shared weights': 'minivit/minivit_vit128_to_mini-vit128_cifar10.py',
+}
+OWN_CONFIGS = OWN_ROWS | OWN_INHERITED_ROWS
+ROWS = FULL_ROWS | REAL_ROWS | INHERITED_ROWS | OWN_CONFIGS
+# What full makes of inherited students.
+INHERITED_PLAN = (KL, *INHERITED_ROWS, *OWN_INHERITED_ROWS)
 IMAGES = ('real', 'data-free')
 INITS = ('random', 'inherit')
 SEEDS = dict(quick=(0,), full=(0, 1, 2))
@@ -157,7 +165,7 @@ def identity(line: Mapping[str, Any]) -> Run:
 def method_config(row: str) -> Path:
     """The committed config of a row, data-free."""
     name = ROWS[row]
-    return CONFIGS / (name if row in OWN_ROWS else f'{name}{SUFFIX}')
+    return CONFIGS / (name if row in OWN_CONFIGS else f'{name}{SUFFIX}')
 
 
 def row_config(run: Run, folder: Path) -> Path:
@@ -167,7 +175,7 @@ def row_config(run: Run, folder: Path) -> Path:
         return path
     model = Config.fromfile(path).model.to_dict()
     changes = f'heads={model["heads"]!r}'
-    if run.row in OWN_ROWS:
+    if run.row in OWN_CONFIGS:
         changes += f', student={dict(model["student"], _delete_=True)!r}'
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / f'{path.stem.removesuffix(SUFFIX[:-3])}_real.py'
@@ -187,7 +195,7 @@ class Plan:
         preset: ``quick`` or ``full``.
         rows: Rows; None takes the preset's.
         images: Of ``real`` and ``data-free``.
-        inits: Starts.
+        inits: Starts; None takes the preset's.
         seeds: Seeds.
         steps: Training steps of a run; None takes the preset's.
     """
@@ -195,18 +203,19 @@ class Plan:
     preset: str = 'quick'
     rows: Sequence[str] | None = None
     images: Sequence[str] = IMAGES
-    inits: Sequence[str] = INITS[:1]
+    inits: Sequence[str] | None = None
     seeds: Sequence[int] = field(default=(0,))
     steps: int | None = None
 
     def wanted(self, init: str) -> tuple[str, ...]:
         """The rows that are asked for and suit a start, in the order of :data:`ROWS`."""
         asked = self.rows or (QUICK_ROWS if self.preset == 'quick' else ROWS)
-        return tuple(
-            row
-            for row in ROWS
-            if row in asked and row not in (INHERITED_ROWS if init == 'random' else OWN_ROWS)
-        )
+        unfit: Iterable[str] = OWN_ROWS
+        if init == 'random':
+            unfit = INHERITED_ROWS | OWN_INHERITED_ROWS
+        elif self.inits is None and self.rows is None:
+            asked = INHERITED_PLAN
+        return tuple(row for row in ROWS if row in asked and row not in unfit)
 
     def runs(self) -> Iterator[Run]:
         """Every run, in the order they are made.
@@ -216,7 +225,7 @@ class Plan:
         """
         steps = self.steps or STEPS[self.preset]
         for seed in self.seeds:
-            for init in self.inits:
+            for init in self.inits or (INITS if self.preset == 'full' else INITS[:1]):
                 for images in IMAGES:
                     if images in self.images:
                         rows = self.wanted(init)
@@ -287,7 +296,7 @@ def options_of(run: Run, config: Path, data_root: str | None = None) -> list[str
     """What a run changes in its row's config."""
     warmup = max(1, min(WARMUP, run.steps // 4))
     # SimKD's student starts with the teacher's classifier.
-    init = Config.fromfile(config).model.student.init if run.row in OWN_ROWS else run.init
+    init = Config.fromfile(config).model.student.init if run.row in OWN_CONFIGS else run.init
     return [
         *run_options(run.steps, warmup, run.seed, init),
         *(
@@ -403,7 +412,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--preset', choices=SEEDS, default='quick')
     parser.add_argument('--rows', nargs='+', choices=tuple(ROWS), help="the preset's by default")
     parser.add_argument('--images', nargs='+', choices=IMAGES, default=list(IMAGES))
-    parser.add_argument('--inits', nargs='+', choices=INITS, default=list(INITS[:1]))
+    parser.add_argument('--inits', nargs='+', choices=INITS, help="the preset's by default")
     parser.add_argument('--seeds', nargs='+', type=int, help="the preset's by default")
     parser.add_argument('--steps', type=int, help="of a run; the preset's by default")
     parser.add_argument('--data-root', help="folder of the set; the configs' data_root by default")
