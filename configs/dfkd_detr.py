@@ -15,6 +15,9 @@ model = dict(
         checkpoint='{{ fileDirname }}/digits/deformable_detr_digits.pth'),
     inheritance=dict(images=256))
 
+# Half of the way back to the start, which is near the teacher (docs/notes/detr.md).
+custom_hooks = [*_base_.custom_hooks, dict(type='mmdfkd.StartAverageHook')]
+
 train_dataloader = dict(
     batch_size=8, dataset=dict(image_size=128, metainfo=dict(classes=_base_.classes)))
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)

@@ -5,6 +5,7 @@ from .features_first import FeaturesFirstHook
 from .freeze import FreezeScheduleHook
 from .image_quality import SyntheticQualityHook
 from .overwrite import OverwriteHook
+from .start_average import StartAverageHook
 from .student_ema import StudentEMAHook
 from .synthetic_vis import SyntheticVisHook
 from .teacher_passes import TeacherPassesHook
@@ -15,6 +16,7 @@ __all__ = [
     'FeaturesFirstHook',
     'FreezeScheduleHook',
     'OverwriteHook',
+    'StartAverageHook',
     'StudentEMAHook',
     'StudentExportHook',
     'SyntheticQualityHook',
