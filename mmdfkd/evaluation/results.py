@@ -281,8 +281,8 @@ def insert_tables(document: str, results: list[dict[str, Any]]) -> str:
 
 
 def _word(value: Any) -> str:
-    """A field's value as it is written in a marker."""
-    return str(value).replace(' ', '_')
+    """A field's value as it is written in a marker: without blanks and commas."""
+    return str(value).replace(',', '').replace(' ', '_')
 
 
 def write_text(path: Path, text: str) -> None:

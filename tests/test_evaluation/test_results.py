@@ -113,6 +113,12 @@ def test_rows_keep_the_order_of_the_file():
     assert 'set' not in rows[0]
 
 
+def test_a_marker_names_rows_without_blanks_and_commas():
+    runs = [result(row='token, hard'), result(row='token, soft'), result(row='noise')]
+    text = insert_tables('<!-- results:ablation row=token_hard,noise --><!-- /results -->', runs)
+    assert 'token, hard' in text and 'noise' in text and 'token, soft' not in text
+
+
 def test_rows_are_grouped_by_set_start_and_size():
     """Lines of an interrupted benchmark come in any order; a later one joins its own."""
     runs = [

@@ -101,7 +101,10 @@ def test_gains_are_those_over_the_same_seed(tool, tmp_path):
         '<!-- results:heads set=cifar10_data-free --><!-- /results -->', read_results(out)
     )
     assert '| heads |' in table and 'KL + TaT | random | 50 % | 38.00 ± 6.36 | 2.00 ± 0.71' in table
-    # Nothing to be measured against is no gain.
+    # Nothing to be measured against is no gain; nor is another student.
+    known = {tool.Run('real', 'KL', 'random', 0, 400): dict(metrics=dict(accuracy=50.0))}
+    own = tool.Run('real', 'SimKD', 'random', 0, 400)
+    assert tool.Benchmark.metrics(own, known, 60.0) == {'accuracy': 60.0}
     assert tool.Benchmark.metrics(tool.Run('real', 'KL + TaT', 'random', 5, 400), {}, 60.0) == {
         'accuracy': 60.0
     }
