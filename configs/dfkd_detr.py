@@ -7,7 +7,7 @@ _base_ = [
 ]
 default_scope = 'mmdet'
 
-max_iters = 300
+max_iters = 220
 
 model = dict(
     teacher=dict(
