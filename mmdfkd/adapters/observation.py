@@ -89,7 +89,7 @@ class Memory:
         taps: Inner activations by the name of the module that made them.
         encoder: What a transformer encoder made of the features; DETR-like networks only.
         input_size: ``(H, W)`` of what the network was fed, with the padding at right and bottom;
-            None where there is none.
+            None where it is not known.
         kept: Numbers of the patches that the network saw, ``[B, K]``, in the order of its tokens;
             None where it saw all of them.
     """

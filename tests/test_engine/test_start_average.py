@@ -25,8 +25,9 @@ class LastStepHook(Hook):
         self.validated = self._weights(runner)
 
 
-def run(folder, name, *hooks, **changes):
+def run(folder, name, *hooks, init='inherit', **changes):
     cfg = toy.run_config(folder, work_dir=str(folder / name), **changes)
+    cfg['model']['student']['init'] = init
     cfg['custom_hooks'] = [*cfg['custom_hooks'], *hooks, dict(type='LastStepHook')]
     cfg['train_cfg'] = dict(type='IterBasedTrainLoop', max_iters=4, val_interval=4)
     cfg['default_hooks']['checkpoint']['interval'] = 2
@@ -82,6 +83,12 @@ def test_resuming_ends_alike_and_needs_the_start(folder, through):
     run(folder, 'resumed', OURS, **last)
     student = weights(folder, 'resumed', 'student.pth')
     assert all(torch.equal(v, student[k]) for k, v in weights(folder, 'run', 'student.pth').items())
+
+
+def test_a_random_start_is_left_as_trained(folder):
+    last = run(folder, 'random', OURS, init='random')
+    student = weights(folder, 'random', 'student.pth')
+    assert all(torch.equal(v, student[k]) for k, v in last.trained.items())
 
 
 def test_settings_that_make_no_sense(folder):

@@ -19,7 +19,8 @@ class StartAverageHook(Hook):
     inherited student starts near its teacher; images that are not the teacher's own teach it
     something, and lead it astray a little. Between the two it is better than at either end where
     the run is short (docs/notes/detr.md). What is validated last, saved last and exported is the
-    average; what is no floating-point number stays as trained.
+    average; what is no floating-point number stays as trained. A student with a random start knows
+    nothing to go back to: it is left as trained, so that one config serves both starts.
 
     Args:
         share (float): Share ``s`` of the trained weights, in (0, 1). Defaults to 0.5.
@@ -66,9 +67,13 @@ class StartAverageHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Average once, after the last step."""
+        distiller = distiller_of(runner)
         if runner.iter + 1 < runner.max_iters:
             return
-        net = distiller_of(runner).student.net
+        if distiller.init == 'random':
+            runner.logger.info('StartAverageHook: a random start is nothing to go back to.')
+            return
+        net = distiller.student.net
         start = unwrap_state_dict(read_checkpoint(str(self._path(runner))))
         state = net.state_dict()
         for name, value in state.items():
