@@ -1,6 +1,6 @@
 # Attention consistency: the rows of all patches, as distributions.
 #   python tools/train.py configs/attention/attention-consistency_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

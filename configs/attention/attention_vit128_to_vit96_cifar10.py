@@ -1,6 +1,6 @@
 # Attention transfer: the class token's row, a mean over heads.
 #   python tools/train.py configs/attention/attention_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

@@ -1,6 +1,6 @@
 # Attention Probe's second stage whole (Wang et al., ICASSP 2022): KL, noise-adapted labels, probe.
 #   python tools/train.py configs/attention_probe/attention-probe_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

@@ -1,6 +1,6 @@
 # The class token's likeness to the patches (Wang et al., ICASSP 2022), beside KL.
 #   python tools/train.py configs/attention_probe/probe_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

@@ -1,6 +1,6 @@
 # Block by block on the teacher's own tokens, for inherited students; then answers alone.
 #   python tools/train.py configs/block_wise/block-wise_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

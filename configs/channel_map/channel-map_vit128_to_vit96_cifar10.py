@@ -1,6 +1,6 @@
 # The known channel map of an inherited student in place of a projector.
 #   python tools/train.py configs/channel_map/channel-map_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

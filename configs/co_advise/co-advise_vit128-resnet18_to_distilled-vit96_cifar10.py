@@ -2,7 +2,7 @@
 #   python tools/train.py configs/dearkd/resnet18_cifar10.py
 #   python tools/model_converters/publish_model.py work_dirs/resnet18_cifar10/iter_7000.pth configs/dearkd/resnet18_cifar10.pth
 #   python tools/train.py configs/co_advise/co-advise_vit128-resnet18_to_distilled-vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     extra_teachers=[
         dict(

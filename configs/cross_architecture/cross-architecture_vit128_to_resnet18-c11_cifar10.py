@@ -1,6 +1,6 @@
 # A CNN follows a ViT by its attention and its tokens (Liu et al., ACCV 2022).
 #   python tools/train.py configs/cross_architecture/cross-architecture_vit128_to_resnet18-c11_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     student=dict(
         _delete_=True, config='{{ fileDirname }}/resnet18-c11_cifar10.py', init='random'),

@@ -1,6 +1,6 @@
 # CWD: where each channel peaks (Shu et al., ICCV 2021); the published weight of a level.
 #   python tools/train.py configs/cwd/cwd_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

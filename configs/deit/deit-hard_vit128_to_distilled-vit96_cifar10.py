@@ -1,6 +1,6 @@
 # DeiT: the class token learns labels, the distillation token the teacher (Touvron et al., ICML 2021); hard.
 #   python tools/train.py configs/deit/deit-hard_vit128_to_distilled-vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     student=dict(
         _delete_=True, config='{{ fileDirname }}/distilled-vit96_cifar10.py', init='random'),

@@ -1,6 +1,6 @@
 # DIST: correlations over classes and over images (Huang et al., NeurIPS 2022).
 #   python tools/train.py configs/dist_kd/dist_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(

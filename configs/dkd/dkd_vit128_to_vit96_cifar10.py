@@ -1,6 +1,6 @@
 # DKD: the target class and the others, each compared apart (Zhao et al., CVPR 2022); CIFAR weights.
 #   python tools/train.py configs/dkd/dkd_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(

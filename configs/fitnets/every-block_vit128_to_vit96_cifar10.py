@@ -1,6 +1,6 @@
 # A hint at every block: the heads of configs/_base_/dfkd_classifier.py.
 #   python tools/train.py configs/fitnets/every-block_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

@@ -1,6 +1,6 @@
 # FitNets: a hint half way through, by a linear regressor (Romero et al., ICLR 2015).
 #   python tools/train.py configs/fitnets/fitnets_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

@@ -1,6 +1,6 @@
 # Fine-grained manifold distillation (Hao et al., NeurIPS 2022): cosines between patches, released weights.
 #   python tools/train.py configs/manifold/manifold_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

@@ -1,6 +1,6 @@
 # MGD: the teacher's map from a part of the student's (Yang et al., ECCV 2022); its weight, converted.
 #   python tools/train.py configs/mgd/mgd_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

@@ -1,6 +1,6 @@
 # MiniViT (Zhang et al., CVPR 2022) whole: a ViT learns, its weights shared by twos, from its unshared self.
 #   python tools/train.py configs/minivit/minivit_vit128_to_mini-vit128_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 # The last of every two that share; as deep as the teacher.
 last = (1, 3, 5)
 model = dict(

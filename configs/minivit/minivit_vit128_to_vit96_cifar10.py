@@ -1,6 +1,6 @@
 # MiniViT's losses (Zhang et al., CVPR 2022): relations of queries, keys, values, and hidden ones.
 #   python tools/train.py configs/minivit/minivit_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

@@ -1,6 +1,6 @@
 # RKD: distances and angles between images (Park et al., CVPR 2019); published weights, converted.
 #   python tools/train.py configs/rkd/rkd_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

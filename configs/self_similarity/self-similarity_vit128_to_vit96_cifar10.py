@@ -1,6 +1,6 @@
 # Token self-similarity: which patches of an image are alike (the local loss of Lightly Train).
 #   python tools/train.py configs/self_similarity/self-similarity_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

@@ -1,6 +1,6 @@
 # SiT (Zong et al., ECCV 2022): a ViT that merges its patches learns from its unslimmed self, data-free.
 #   python tools/train.py configs/sit/sit_vit128_to_sit128_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     # Patches are given back their number, which is the image's: networks are traced at its size, too.
     image_size=_base_.image_size,

@@ -1,6 +1,6 @@
 # TaT: each patch of the teacher from all of the student (Lin et al., CVPR 2022), as released.
 #   python tools/train.py configs/tat/tat_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

@@ -1,6 +1,6 @@
 # ViTKD: first blocks mimicked, the last one generated (Yang et al., 2022); published weights, converted.
 #   python tools/train.py configs/vitkd/vitkd_vit128_to_vit96_cifar10.py
-_base_ = '../cifar10/dfkd_vit.py'
+_base_ = '../_base_/methods_cifar10.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.LogitHead'),

@@ -54,7 +54,7 @@ RESULTS = ROOT / 'docs' / 'results' / 'heads.jsonl'
 CONFIGS = ROOT / 'configs'
 SUFFIX = '_vit128_to_vit96_cifar10.py'
 REAL_CONFIG = CONFIGS / 'cifar10' / 'dfkd_real.py'
-MAIN_CONFIG = CONFIGS / 'cifar10' / 'dfkd_vit.py'
+MAIN_CONFIG = CONFIGS / '_base_' / 'methods_cifar10.py'
 
 KL = 'KL'
 # What the quick preset has; KL first, which the others are measured against. A name is a config of
@@ -174,9 +174,7 @@ def row_config(run: Run, folder: Path) -> Path:
     if run.images != 'real' or run.row in REAL_ROWS:
         return path
     model = Config.fromfile(path).model.to_dict()
-    changes = f'heads={model["heads"]!r}'
-    if run.row in OWN_CONFIGS:
-        changes += f', student={dict(model["student"], _delete_=True)!r}'
+    changes = f'heads={model["heads"]!r}, student={dict(model["student"], _delete_=True)!r}'
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / f'{path.stem.removesuffix(SUFFIX[:-3])}_real.py'
     written.write_text(
