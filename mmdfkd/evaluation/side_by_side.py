@@ -51,7 +51,8 @@ class SideBySide(Generic[Run]):
     """Works a plan off with several processes.
 
     Attributes:
-        tool: The benchmark's file; a process runs it with the options of a part and of all.
+        tool: The benchmark's file; a process runs it with the options of a part and of all, one run
+            at a time (``--jobs 1``).
         common: Options of every process.
         left: The runs of the plan without a line, in order.
         part: Options that limit the tool to a run, or to a few that are made together.
@@ -116,7 +117,8 @@ class SideBySide(Generic[Run]):
             threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
             with log.open('w') as stream:
                 process = subprocess.Popen(
-                    [sys.executable, str(self.tool), *self.common, *part],
+                    # One at a time: it would start processes of its own, and so without end.
+                    [sys.executable, str(self.tool), *self.common, '--jobs', '1', *part],
                     stdout=stream,
                     stderr=subprocess.STDOUT,
                     env=dict(OMP_NUM_THREADS=str(threads)) | os.environ,

@@ -9,10 +9,13 @@ import pytest
 
 from mmdfkd.evaluation.side_by_side import SideBySide, add_jobs_option
 
-# Says when it began and ended, and on how many threads; 'bad' fails, 'mute' leaves no line.
+# Says when it began and ended, and on how many threads; 'bad' fails, 'mute' leaves no line. A tool is
+# told to make one run at a time: by default it would start processes of its own.
 TOOL = """
 import os, sys, time
 run, out = sys.argv[-1], sys.argv[1]
+if sys.argv[2:4] != ['--jobs', '1']:
+    sys.exit('would start further processes')
 if run == 'bad':
     sys.exit('broken')
 begin = time.time()
