@@ -9,8 +9,8 @@ import pytest
 
 from mmdfkd.evaluation.side_by_side import SideBySide, add_jobs_option
 
-# Says when it began and ended, and on how many threads; 'bad' fails, 'mute' leaves no line. A tool is
-# told to make one run at a time: by default it would start processes of its own.
+# Says when it began and ended, and on how many threads; 'bad' fails, 'mute' leaves no line. A tool
+# is told to make one run at a time: by default it would start processes of its own.
 TOOL = """
 import os, sys, time
 run, out = sys.argv[-1], sys.argv[1]
