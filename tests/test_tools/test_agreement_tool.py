@@ -69,3 +69,22 @@ def test_a_classifier_is_measured_on_inverted_images(tool, tmp_path, capsys):
     tool.main([str(config), '--work-dir', str(folder)])
     (found,) = lines(capsys)
     assert (found['images'], found['top1'], found['divergence']) == (4, 1.0, 0.0)
+
+
+def test_a_classifier_is_measured_on_textures(tool, tmp_path, capsys):
+    folder = tmp_path / 'run'
+    config = write_run(folder, 'classification', images=1)
+    tool.main([str(config), '--work-dir', str(folder), '--textures', '--images', '6'])
+    (found,) = lines(capsys)
+    assert found['images'] == 6 and 0 <= found['top1'] <= 1 and found['divergence'] > 0
+    images = torch.load(folder / 'textures.pth')['images']
+    # Textures, no flat ground.
+    assert images.shape == (6, 3, SIZE, SIZE) and images.float().std((1, 2, 3)).median() > 8
+    # The file is kept: other students are measured on the same ones.
+    tool.main([str(config), '--work-dir', str(folder), '--textures', '--images', '99'])
+    assert lines(capsys) == [found]
+
+
+def test_a_detector_has_no_use_for_textures(tool, run, tmp_path):
+    with pytest.raises(ValueError, match='leave the option out for scenes'):
+        tool.main([str(run[0]), '--textures', '--scenes', str(tmp_path / 'none.pth')])

@@ -6,6 +6,10 @@ They are made by inversion of the teacher, with a seed of their own: a detector'
 objects, a classifier's show every class alike often. What the teacher sees in them is taken as the
 truth. The images are kept beside the run; to measure the students of other runs on the same ones,
 name the file with --scenes.
+
+Students of different sources of images are compared on images that are nobody's kind: inverted ones
+favour those that learned from inverted ones. --textures takes a pool of dead leaves, fractals,
+sinusoids and shaders, drawn by the teacher's votes, which no default source draws (classifiers).
 """
 
 import argparse
@@ -21,6 +25,8 @@ from mmdfkd.utils.launch import fail_clearly, use_all_cores
 
 # Sources of images that an inversion may start from; where a run has others, a pool of its own.
 _STARTS = ('mmdfkd.PooledSource', 'mmdfkd.MixtureSource')
+# What no default source draws; the pool has as many for an image that is taken.
+_TEXTURES, _POOLED = ('DeadLeaves', 'Fractal', 'Sinusoid', 'Shader'), 8
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +40,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--images', type=int, default=96, help='number of images')
     parser.add_argument('--steps', type=int, default=30, help='gradient steps of each')
     parser.add_argument('--seed', type=int, default=1001, help='not that of a training run')
-    parser.add_argument('--scenes', help='file of the images; <work-dir>/scenes.pth by default')
+    parser.add_argument(
+        '--textures', action='store_true', help='textures in place of inverted images (classifiers)'
+    )
+    parser.add_argument(
+        '--scenes', help='file of the images; <work-dir>/scenes.pth or textures.pth by default'
+    )
     return parser.parse_args(argv)
 
 
@@ -59,6 +70,36 @@ def make_scenes(teacher, source: dict, args: argparse.Namespace, size: tuple[int
         built.prepare(teacher, seed=args.seed, image_size=size, device=device)
     built.refresh(teacher, teacher, 0)
     return (built.bank.take(built.bank.ids)[0] * 255).round().to(torch.uint8)
+
+
+def draw_textures(teacher, args: argparse.Namespace, size: tuple[int, int]):
+    """Images ``[N, 3, H, W]`` uint8 of textures, drawn by the teacher's votes.
+
+    Raises:
+        ValueError: If the teacher is a detector.
+    """
+    from mmdfkd.registry import MODELS
+
+    if teacher.detects:
+        raise ValueError(
+            '--textures: a detector finds no objects in textures; leave the option out for scenes.'
+        )
+    source = MODELS.build(
+        dict(
+            type='mmdfkd.PooledSource',
+            renderer=dict(
+                type='mmdfkd.CombinedRenderer',
+                renderers=[dict(type=f'mmdfkd.{name}Renderer') for name in _TEXTURES],
+                joined=0.0,
+            ),
+            pool_size=_POOLED * args.images,
+        )
+    )
+    device = next(teacher.net.parameters()).device
+    with torch.no_grad():
+        source.prepare(teacher, seed=args.seed, image_size=size, device=device)
+        images, _ = source.draw([dict(g=g) for g in range(args.images)])
+    return (images * 255).round().to(torch.uint8).cpu()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,13 +130,17 @@ def main(argv: list[str] | None = None) -> None:
     facts = run.read()
     teacher = Teacher(str(run.teacher_config), run.teacher_checkpoint(facts))
     teacher.load()
-    scenes = Path(args.scenes or work_dir / 'scenes.pth')
+    scenes = Path(args.scenes or work_dir / ('textures.pth' if args.textures else 'scenes.pth'))
     if scenes.is_file():
         images = read_checkpoint(str(scenes))['images']
     else:
         size = cfg.train_dataloader.dataset.image_size
         size = (size, size) if isinstance(size, int) else tuple(size)
-        images = make_scenes(teacher.adapter, cfg.model.source, args, size)
+        images = (
+            draw_textures(teacher.adapter, args, size)
+            if args.textures
+            else make_scenes(teacher.adapter, cfg.model.source, args, size)
+        )
         torch.save(dict(images=images), scenes)
     detects = teacher.adapter.detects
     answers = detections if detects else class_probabilities
