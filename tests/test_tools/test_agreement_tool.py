@@ -74,6 +74,8 @@ def test_a_classifier_is_measured_on_inverted_images(tool, tmp_path, capsys):
 def test_a_classifier_is_measured_on_textures(tool, tmp_path, capsys):
     folder = tmp_path / 'run'
     config = write_run(folder, 'classification', images=1)
+    with config.open('a') as stream:
+        stream.write(f'train_dataloader = dict(dataset=dict(image_size={SIZE}))\n')
     tool.main([str(config), '--work-dir', str(folder), '--textures', '--images', '6'])
     (found,) = lines(capsys)
     assert found['images'] == 6 and 0 <= found['top1'] <= 1 and found['divergence'] > 0

@@ -73,17 +73,9 @@ def make_scenes(teacher, source: dict, args: argparse.Namespace, size: tuple[int
 
 
 def draw_textures(teacher, args: argparse.Namespace, size: tuple[int, int]):
-    """Images ``[N, 3, H, W]`` uint8 of textures, drawn by the teacher's votes.
-
-    Raises:
-        ValueError: If the teacher is a detector.
-    """
+    """Images ``[N, 3, H, W]`` uint8 of textures, drawn by the teacher's votes."""
     from mmdfkd.registry import MODELS
 
-    if teacher.detects:
-        raise ValueError(
-            '--textures: a detector finds no objects in textures; leave the option out for scenes.'
-        )
     source = MODELS.build(
         dict(
             type='mmdfkd.PooledSource',
@@ -130,6 +122,10 @@ def main(argv: list[str] | None = None) -> None:
     facts = run.read()
     teacher = Teacher(str(run.teacher_config), run.teacher_checkpoint(facts))
     teacher.load()
+    if args.textures and teacher.adapter.detects:
+        raise ValueError(
+            '--textures: a detector finds no objects in textures; leave the option out for scenes.'
+        )
     scenes = Path(args.scenes or work_dir / ('textures.pth' if args.textures else 'scenes.pth'))
     if scenes.is_file():
         images = read_checkpoint(str(scenes))['images']
