@@ -23,7 +23,8 @@ from mmdfkd.utils.checkpoint import read_checkpoint
 from mmdfkd.utils.key_report import load_strict
 from mmdfkd.utils.run_files import project_commit
 
-from .hooks.distill import DistillHook, check_class_count, seed_everything
+from .classes import check_classes, class_names_of, declared_classes, declared_metainfo
+from .hooks.distill import DistillHook, seed_everything
 from .image_sets import ClassFolders, CocoSet, ImageSet, write_text_at_once
 
 FACTS = 'synthesis.json'
@@ -77,8 +78,12 @@ class Synthesis:
         distiller = MODELS.build(cfg.model).to(get_device())
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
         count = distiller.teacher.adapter.num_classes
-        check_class_count('training', getattr(dataset, 'metainfo', None), count)
-        check_class_count('validation', declared_metainfo(cfg, 'val'), count)
+        known = declared_classes(distiller.teacher.cfg, count)
+        metas = dict(
+            training=getattr(dataset, 'metainfo', None), validation=declared_metainfo(cfg, 'val')
+        )
+        for name, meta in metas.items():
+            check_classes(f'the {name} dataset', (meta or {}).get('classes'), count, known)
         if getattr(dataset, 'seed', seed) is None:
             dataset.seed = seed
         distiller.seed = seed
@@ -143,37 +148,6 @@ class Synthesis:
         with torch.no_grad():
             images, _ = source.draw(items)
         return (images.cpu() * 255).round().to(torch.uint8)
-
-
-def declared_metainfo(cfg: Config, split: str) -> dict:
-    """What a config and the kind of its dataset say of a split, which is not built.
-
-    Args:
-        cfg (Config): Of a run.
-        split (str): ``'train'``, ``'val'`` or ``'test'``.
-    """
-    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
-    while dataset.get('dataset'):
-        dataset = dataset['dataset']
-    kind = dataset.get('type')
-    if isinstance(kind, str):
-        # As it would be built, in the config's scope.
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
-    return {**(getattr(kind, 'METAINFO', None) or {}), **(dataset.get('metainfo') or {})}
-
-
-def class_names_of(cfg: Config, teacher: Config, count: int) -> list[str]:
-    """Names of a run's classes: those of its datasets, else the teacher's, else numbers."""
-    for one in (cfg, teacher):
-        for split in ('train', 'val', 'test'):
-            dataset = (one.get(f'{split}_dataloader') or {}).get('dataset') or {}
-            while dataset.get('dataset'):
-                dataset = dataset['dataset']
-            names = (dataset.get('metainfo') or {}).get('classes')
-            if names is not None and len(names) == count:
-                return [str(name) for name in names]
-    return [f'{i:0{len(str(count - 1))}d}' for i in range(count)]
 
 
 def synthesize(

@@ -148,6 +148,13 @@ def test_other_classes_in_the_datasets(tmp_path):
     cfg = toy.run_config(tmp_path)
     cfg['val_dataloader']['dataset']['metainfo'] = dict(classes=('disc', 'square'))
     assert_refused(cfg, ValueError, 'validation dataset 2', tmp_path)
+    # As many and the same, but the teacher numbers them in another order.
+    cfg = toy.run_config(tmp_path)
+    teacher = dict(toy.whole(toy.detector_model()))
+    meta = dict(classes=toy.CLASSES[::-1])
+    teacher['test_dataloader'] = dict(dataset=dict(type='CocoDataset', metainfo=meta))
+    cfg['model']['teacher']['config'] = teacher
+    assert_refused(cfg, ValueError, "classes in another order: class 0 is 'disc'", tmp_path)
 
 
 def test_an_image_size_that_a_network_cannot_take(tmp_path):

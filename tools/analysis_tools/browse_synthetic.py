@@ -48,7 +48,8 @@ def draw_config(args: argparse.Namespace):
     import torch
     from mmengine.registry import DefaultScope
 
-    from mmdfkd.engine.synthesize import Synthesis, class_names_of
+    from mmdfkd.engine.classes import class_names_of
+    from mmdfkd.engine.synthesize import Synthesis
     from mmdfkd.visualization import synthetic_grid
 
     cfg = read_config(str(args.what))

@@ -1,7 +1,6 @@
 """What ties a distiller to the run it is trained in."""
 
 import random
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from mmdfkd.distillers import DataFreeDistiller
 from mmdfkd.registry import HOOKS
 from mmdfkd.utils.run_files import SYNTHETIC, refuse_foreign_checkpoints
 
+from ..classes import check_classes, declared_classes
 from .banks import BankHook
 from .overwrite import OverwriteHook
 
@@ -54,25 +54,6 @@ def seed_everything(seed: int, iteration: int, rank: int) -> None:
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
-
-
-def check_class_count(name: str, metainfo: Mapping | None, count: int) -> None:
-    """A dataset has to have the teacher's classes, if it says which it has.
-
-    Args:
-        name (str): Of the dataset, for the message.
-        metainfo (Mapping | None): Of the dataset.
-        count (int): Of the teacher's classes.
-
-    Raises:
-        ValueError: If it has more or fewer.
-    """
-    classes = (metainfo or {}).get('classes')
-    if classes is not None and len(classes) != count:
-        raise ValueError(
-            f'The teacher has {count} classes and the {name} dataset {len(classes)}: '
-            f'{tuple(classes)[:12]}.'
-        )
 
 
 def will_resume(runner) -> bool:
@@ -163,8 +144,12 @@ class DistillHook(BankHook, OverwriteHook):
         sets = {'training': runner.train_dataloader}
         if runner._val_loop is not None:
             sets['validation'] = runner.val_loop.dataloader
+        known = declared_classes(distiller.teacher.cfg, count)
         for name, loader in sets.items():
-            check_class_count(name, getattr(loader.dataset, 'metainfo', None), count)
+            meta = getattr(loader.dataset, 'metainfo', None) or {}
+            check_classes(f'the {name} dataset', meta.get('classes'), count, known)
+        own = declared_classes(distiller.student_cfg, count)
+        check_classes("the student's config", own, count, known)
 
     @staticmethod
     def _check_size(distiller: DataFreeDistiller) -> None:
