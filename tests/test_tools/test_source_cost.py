@@ -34,6 +34,19 @@ def test_rows(tool):
         tool.parse_args(['--rows', 'no such row'])
 
 
+def test_every_prior_has_a_row(tool):
+    sets = (*tool.PRIORS.values(), *tool.BATCH_NORM.values())
+    used = {prior['type'].removeprefix('mmdfkd.') for one in sets for prior in one or ()}
+    # Others may be registered, too: those of the documents' examples are.
+    ours = {k: v for k, v in MODELS.module_dict.items() if v.__module__.startswith('mmdfkd.')}
+    assert used == {name for name in ours if name.endswith('Prior')}
+
+
+def test_a_network_without_committed_weights(tool):
+    teacher = tool.load_teacher(tool.SETS['resnet'], 'cpu')
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in teacher.net.modules())
+
+
 def test_a_row_has_a_process_of_its_own(tool):
     def hold():
         memory = tool.Memory(torch.device('cpu'))

@@ -83,8 +83,14 @@ PRIORS: dict[str, list[dict] | None] = {
     'class, divergence': [TARGET, dict(type='mmdfkd.DivergencePrior')],
     'class, Jensen-Shannon': [TARGET, dict(type='mmdfkd.JensenShannonPrior')],
     'class, boundary': [TARGET, dict(type='mmdfkd.BoundaryPreservingPrior')],
+    'class, entropy': [TARGET, dict(type='mmdfkd.InformationEntropyPrior')],
+    'class, attention focus': [TARGET, dict(type='mmdfkd.AttentionFocusPrior')],
+    'class, attention consistency': [TARGET, dict(type='mmdfkd.AttentionConsistencyPrior')],
+    'class, logit distance': [TARGET, dict(type='mmdfkd.LogitDistancePrior')],
     'default priors': None,
 }
+#: Further ones, which need a teacher with batch norms.
+BATCH_NORM = {'class, batch norm': [TARGET, dict(type='mmdfkd.BatchNormPrior')]}
 #: Rounds of the methods with a generator, by preset; their number of gradient steps.
 GENERATORS: dict[str, tuple[str, int]] = {
     'DAFL': ('dafl', 1),
@@ -113,7 +119,8 @@ class Set:
     """A teacher and the size of its images.
 
     Attributes:
-        network: Config and checkpoint, without their endings.
+        network: Config and checkpoint, without their endings; random weights where there is no
+            checkpoint: a pass costs the same.
         size: Height and width in pixels.
         batch: Images made at once.
         steps: Gradient steps of an inversion.
@@ -135,6 +142,13 @@ SETS = {
         128,
         2,
         rows=('refinement', 'DAFL', 'inversion: class', 'inversion: default priors', *MODES),
+    ),
+    # A convolutional teacher, for the statistics of its batch norms.
+    'resnet': Set(
+        'configs/dearkd/resnet18_cifar10',
+        32,
+        8,
+        rows=('inversion: class', 'inversion: class, batch norm', 'inversion: default priors'),
     ),
     'vitdet': Set(
         'configs/digits/vitdet_digits',
@@ -189,7 +203,8 @@ def rows_of(which: Set) -> list[Row]:
     ]
     for name, (preset, rounds) in GENERATORS.items():
         rows.append(Row(name, dict(generator, preset=preset), rounds, 'noise'))
-    for name, priors in PRIORS.items():
+    prior_sets = PRIORS if which.rows is None else PRIORS | BATCH_NORM
+    for name, priors in prior_sets.items():
         changes = {} if priors is None else dict(priors=priors)
         rows.append(Row(f'inversion: {name}', dict(dense, **changes), steps))
     for name, mode in MODES.items():
@@ -453,11 +468,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def load_teacher(which: Set, device: str) -> Adapter:
-    """The set's committed network."""
+    """The set's network; of random weights where none are committed."""
     from mmdfkd.distillers.teacher import Teacher
 
-    teacher = Teacher(str(ROOT / f'{which.network}.py'), str(ROOT / f'{which.network}.pth'))
-    teacher.load()
+    weights = ROOT / f'{which.network}.pth'
+    torch.manual_seed(0)
+    teacher = Teacher(str(ROOT / f'{which.network}.py'), str(weights))
+    if weights.is_file():
+        teacher.load()
     teacher.net.to(device)
     return teacher.adapter
 
