@@ -4,7 +4,7 @@ batch_size = 64
 model = dict(
     type='mmdfkd.DataFreeDistiller',
     # A student of half the teacher's parameters that starts from nothing, as the paper's.
-    student=dict(type='mmdfkd.Shrunk', width=0.75, depth=0.84, mlp=0.8, init='random'),
+    student=dict(type='mmdfkd.Shrunk', width=0.75, depth=1, mlp=0.56, init='random'),
     # Stage A: L_G = L_adv + lambda L_attention, one step of the generator to a step of the student.
     source=dict(
         type='mmdfkd.GeneratorSource',
@@ -26,8 +26,7 @@ model = dict(
         # After a third, two thirds and all of the blocks, there and here: 4, 8 and 12 of 12.
         dict(
             type='mmdfkd.ProbeHead',
-            taps_student=['backbone.layers.1', 'backbone.layers.2', 'backbone.layers.4'],
-            taps_teacher=['backbone.layers.1', 'backbone.layers.3', 'backbone.layers.5'],
+            taps_student=['backbone.layers.1', 'backbone.layers.3', 'backbone.layers.5'],
             loss_weight=0.8),
     ])
 train_dataloader = dict(
