@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from mmengine.config import Config
 
+from mmdfkd.utils.launch import ended_by_signals
+
 from .cost import count_parameters
 from .results import read_results
 from .testing import test_network
@@ -162,7 +164,8 @@ def run_command(command: Sequence[str], root: Path, log: Path, run: Any) -> None
         RuntimeError: If it fails; names the log.
     """
     path = os.pathsep.join(p for p in (str(root), os.environ.get('PYTHONPATH')) if p)
-    with log.open('w') as stream:
+    # A killed benchmark takes its run along: started again, there would be two in one folder.
+    with log.open('w') as stream, ended_by_signals():
         status = subprocess.run(
             [sys.executable, *command],
             cwd=root,

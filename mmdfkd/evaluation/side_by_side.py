@@ -17,6 +17,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from mmdfkd.utils.launch import core_count, ended_by_signals
+
 Run = TypeVar('Run', bound=Hashable)
 
 
@@ -26,7 +28,7 @@ _MOST = 4
 
 def default_jobs() -> int:
     """One a core, at most four; one where there is a GPU, which a run fills."""
-    return 1 if torch.cuda.is_available() else min(_MOST, len(os.sched_getaffinity(0)))
+    return 1 if torch.cuda.is_available() else min(_MOST, core_count())
 
 
 def add_jobs_option(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +85,15 @@ class SideBySide(Generic[Run]):
             RuntimeError: If a process fails or leaves no line; those beside it end their runs
                 first, and no other is started.
         """
+        with ended_by_signals():
+            failed = self._work()
+        if failed:
+            raise RuntimeError('; '.join(failed))
+        if left := list(self.left()):
+            raise RuntimeError(f'{left[0]} needs a run that needs it: nothing can be started.')
+
+    def _work(self) -> list[str]:
+        """Start and await processes until nothing is left, or one has failed; what went wrong."""
         failed: list[str] = []
         before = list(self.left())
         try:
@@ -95,16 +106,12 @@ class SideBySide(Generic[Run]):
                 if not failed:
                     self._start(left)
                 if not self._running:
-                    break
+                    return failed
                 time.sleep(self.every)
                 failed += self._ended()
         finally:
             for _, process, _ in self._running.values():
                 os.killpg(process.pid, signal.SIGTERM)
-        if failed:
-            raise RuntimeError('; '.join(failed))
-        if left:
-            raise RuntimeError(f'{left[0]} needs a run that needs it: nothing can be started.')
 
     def _start(self, left: Sequence[Run]) -> None:
         for run in left:
@@ -114,7 +121,7 @@ class SideBySide(Generic[Run]):
             if part in self._running or any(needed in left for needed in self.needs(run)):
                 continue
             log = self.logs / f'job_{"_".join(part).replace("--", "").replace(" ", "_")}.log'
-            threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
+            threads = max(1, core_count() // self.jobs)
             with log.open('w') as stream:
                 process = subprocess.Popen(
                     # One at a time: it would start processes of its own, and so without end.

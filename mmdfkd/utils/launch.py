@@ -1,9 +1,12 @@
 """What the command-line tools share."""
 
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from mmengine.config import Config
@@ -22,10 +25,40 @@ _CLEAR = (
 )
 
 
+def core_count() -> int:
+    """Cores this process may run on; the machine's where the system does not tell."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_all_cores() -> None:
     """Use the cores this process may run on, unless ``OMP_NUM_THREADS`` says how many."""
     if not os.environ.get('OMP_NUM_THREADS'):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(core_count())
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the process like an error, so that clean-ups run.
+
+    They end Python on the spot otherwise, and its own processes go on. Outside the main thread, and
+    where a signal is ignored (``nohup``), nothing changes.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def read_config(path: str) -> Config:

@@ -1,12 +1,15 @@
 """Runs side by side: what waits for what, and what happens when one fails."""
 
 import argparse
+import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from mmdfkd.evaluation.benchmark import run_command
 from mmdfkd.evaluation.side_by_side import SideBySide, add_jobs_option
 
 # Says when it began and ended, and on how many threads; 'bad' fails, 'mute' leaves no line. A tool
@@ -117,6 +120,35 @@ def test_an_interrupt_ends_the_processes(driver, tmp_path):
     ((_, process, _),) = one._running.values()
     assert process.wait(10) == -15 and time.time() - begin < 20
     assert sys.executable in process.args[0]
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_benchmark_ends_its_processes(driver, number):
+    one, _, _ = driver(['a'])
+    one.tool.write_text('import time\ntime.sleep(60)\n')
+
+    def killed():
+        if one._running:
+            os.kill(os.getpid(), number)
+        return ['a']
+
+    one.left = killed
+    with pytest.raises(SystemExit) as ended:
+        one.run()
+    ((_, process, _),) = one._running.values()
+    assert ended.value.code == 128 + number and process.wait(10) == -15
+
+
+def test_a_killed_benchmark_ends_its_run(tmp_path):
+    """Of the process that makes one run: its tool ends, too."""
+    (tmp_path / 'tool.py').write_text(
+        'import os, time\nprint(os.getpid(), flush=True)\n'
+        'os.kill(os.getppid(), 15)\ntime.sleep(60)\n'
+    )
+    with pytest.raises(SystemExit):
+        run_command(['tool.py'], tmp_path, tmp_path / 'log', 'run')
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / 'log').read_text()), 0)
 
 
 @pytest.mark.parametrize(('cores', 'gpu', 'jobs'), [(2, False, 2), (16, False, 4), (16, True, 1)])
