@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -82,7 +83,10 @@ def own_loss(
     )
     like, samples = memory.feats[0], []
     for found in objects:
-        labelled = InstanceData(bboxes=found.bboxes.to(like), labels=found.labels.to(like.device))
+        # In full precision: a box of 256 x 256 px has more square pixels than a half can hold.
+        labelled = InstanceData(
+            bboxes=found.bboxes.to(like.device, torch.float32), labels=found.labels.to(like.device)
+        )
         if getattr(net, 'with_mask', False):
             if 'masks' not in found:
                 raise ValueError(
@@ -96,7 +100,7 @@ def own_loss(
         sample = DetDataSample(metainfo=dict(meta))
         sample.gt_instances = labelled
         sample.ignored_instances = InstanceData(
-            bboxes=like.new_zeros(0, 4), labels=found.labels.new_zeros(0)
+            bboxes=labelled.bboxes[:0], labels=found.labels.new_zeros(0)
         )
         samples.append(sample)
     with _given(net, memory):

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from mmdfkd.heads import DistillHead
 
+# A power of two: nothing is rounded by it.
+_SCALE = 2.0**16
+
 
 class GradientBalance(nn.Module):
     """Gives every head a gradient of the size that its weight asks for.
@@ -130,8 +133,10 @@ class GradientBalance(nn.Module):
         theta = [p for p in self._theta if p.requires_grad]
         if not theta:
             return
+        # As a gradient scaler does: gradients of means vanish in half precision.
+        loss = loss.float() * _SCALE
         grads = torch.autograd.grad(loss, theta, retain_graph=True, allow_unused=True)
-        squares = [g.detach().float().square().sum() for g in grads if g is not None]
+        squares = [(g.detach().float() / _SCALE).square().sum() for g in grads if g is not None]
         norm = torch.stack(squares).sum().sqrt() if squares else self.norms.new_zeros(())
         all_reduce(norm, 'mean')
         # A batch without anything to compare says nothing about the scale.

@@ -21,6 +21,7 @@ from mmdfkd.utils.arguments import accepted_arguments, check_arguments
 from mmdfkd.utils.checkpoint import read_checkpoint, unwrap_state_dict
 from mmdfkd.utils.convert import fit_names
 from mmdfkd.utils.data_audit import DataAudit
+from mmdfkd.utils.image_count import images_at_once
 from mmdfkd.utils.key_report import check_keys, load_strict
 
 from .balance import GradientBalance
@@ -312,7 +313,7 @@ class DataFreeDistiller(BaseModel):
                 return
             images = self._inheritance_images()
             self._start_student(images)
-            self._fit_aligners(images[:_FIT_IMAGES])
+            self._fit_aligners(images[: images_at_once(_FIT_IMAGES, self.image_size)])
 
     def _prepare_source(self) -> None:
         device = next(self.student.parameters()).device

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -175,6 +176,21 @@ def run_command(command: Sequence[str], root: Path, log: Path, run: Any) -> None
         ).returncode
     if status:
         raise RuntimeError(f'{run}: the run failed; see {log}.')
+
+
+@contextmanager
+def one_at_a_time(work_dir: Path) -> Iterator[None]:
+    """Wait until no other process makes a run that several need; then keep others waiting.
+
+    Args:
+        work_dir (Path): The run's; the lock is a file beside it.
+    """
+    import fcntl
+
+    work_dir.parent.mkdir(parents=True, exist_ok=True)
+    with work_dir.with_name(work_dir.name + '.lock').open('w') as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def shown_command(command: Sequence[str], folders: Mapping[str, str]) -> str:

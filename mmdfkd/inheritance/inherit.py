@@ -8,12 +8,16 @@ from torch import Tensor
 from mmdfkd.adapters import Adapter
 from mmdfkd.models import MiniViT
 from mmdfkd.models.backbones.plain_vit import PlainViT
+from mmdfkd.utils.image_count import images_at_once
 
 from .families import Heir, build_heir
 from .multiplex import inherit_multiplexed, inherit_whole
 from .recipe import Recipe, recipe_of
 from .report import InheritanceReport
 from .transformer import MAX_TOKENS
+
+# Images of a forward, of up to 256 x 256 px.
+_AT_ONCE = 32
 
 
 def _batches(images: Tensor, size: int) -> list[Tensor]:
@@ -25,7 +29,7 @@ def inherit(
     student: Adapter,
     images: Tensor,
     method: str = 'slice',
-    batch_size: int = 32,
+    batch_size: int | None = None,
     **options: str | None,
 ) -> InheritanceReport:
     """Write the weights of ``student`` in place, from its teacher's.
@@ -45,7 +49,8 @@ def inherit(
         images (Tensor): Synthetic RGB images in [0, 1], ``[N, 3, H, W]``. The last eighth, 64 at
             most, is held out to measure the agreement.
         method (str): ``'slice'`` or ``'select'``. Defaults to ``'slice'``.
-        batch_size (int): Images per forward. Defaults to 32.
+        batch_size (int, optional): Images per forward; by default 32 of up to 256 x 256 px, fewer
+            of larger ones.
         **options: ``layers``, ``channels``, ``units`` and ``refit`` of
             :func:`~mmdfkd.inheritance.recipe.recipe_of`.
 
@@ -86,6 +91,8 @@ def inherit(
     parameter = next(student.net.parameters())
     images = images.to(parameter)
     spare = min(64, max(1, len(images) // 8))
+    if batch_size is None:
+        batch_size = images_at_once(_AT_ONCE, tuple(images.shape[-2:]))
     used, spared = images[:-spare], _batches(images[-spare:], batch_size)
     modes = teacher.net.training, student.net.training
     teacher.net.eval()

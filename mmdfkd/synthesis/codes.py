@@ -22,7 +22,7 @@ def class_weights(teacher: Adapter) -> Tensor:
     layers = [
         layer
         for name, layer in teacher.net.named_modules()
-        if isinstance(layer, nn.Linear) and 'reg' not in name.split('.')[-1]
+        if isinstance(layer, nn.Linear) and 'reg' not in name
     ]
     # Detectors count the background too.
     for width in (classes, classes + 1):

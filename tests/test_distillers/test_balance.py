@@ -69,6 +69,18 @@ def test_factors_by_hand():
     assert set(balance.log()) == {'balance_Scaled0', 'balance_Scaled1', 'balance_Scaled2'}
 
 
+def test_gradients_that_vanish_in_half_precision_are_measured():
+    net = TwoLayers().half()
+    heads = [Scaled(), Scaled()]
+    balance = GradientBalance()
+    balance.bind(net, heads, [dict(net.named_parameters())] * 2)
+    theta = net.backbone[1].weight
+    # A mean of a loss in single precision; 1e-8 is zero in half.
+    losses = [{'loss': (theta * s).float().sum() * 1e-8} for s in (1.0, 4.0)]
+    balance(losses, heads, [0, 1])
+    torch.testing.assert_close(balance.norms, torch.tensor([2e-8, 8e-8]), rtol=0.01, atol=0)
+
+
 def test_a_head_that_comes_later_is_measured_at_once():
     net = TwoLayers()
     heads = [Scaled(), Scaled()]

@@ -230,7 +230,7 @@ def test_boxes_of_the_source_are_drawn_with_their_pixels():
     refined = MODELS.build(dict(type='mmdfkd.RefinedSource', source=inner, share=0.5))
     refined.source = source
     assert refined.draw(ITEMS)[1].boxes is not None
-    refined._keep(torch.full((4, 3, 64, 64), 9, dtype=torch.uint8))
+    refined._keep(torch.full((4, 3, 64, 64), 9, dtype=torch.uint8), torch.zeros(4))
     assert refined.draw(ITEMS)[1].boxes is None
 
 
@@ -303,7 +303,7 @@ def test_no_answers_where_the_images_are_others(teacher):
     refined.prepare(teacher, seed=1, image_size=(16, 16), device='cpu')
     refined.fill(teacher)
     before, known = refined.draw(ITEMS)
-    refined._keep(torch.full((4, 3, 16, 16), 9, dtype=torch.uint8))
+    refined._keep(torch.full((4, 3, 16, 16), 9, dtype=torch.uint8), torch.zeros(4))
     after, left = refined.draw(ITEMS)
     changed = (before != after).flatten(1).any(1)
     was, still = (~t.answers.isnan().any(1) for t in (known, left))

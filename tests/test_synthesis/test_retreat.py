@@ -34,7 +34,7 @@ def ready(cfg):
 
 def test_refined_images_give_way_and_the_checkpoint_knows():
     source = ready(refined(share=0.8))
-    source._keep(torch.full((4, 3, 16, 16), 255, dtype=torch.uint8))
+    source._keep(torch.full((4, 3, 16, 16), 255, dtype=torch.uint8), torch.zeros(4))
     items = [dict(g=g) for g in range(400)]
 
     def drawn():

@@ -272,16 +272,14 @@ class TestRefinedDetails:
     def test_ring_keeps_the_newest(self):
         source = refined(max_images=4)
         for first in (0, 3, 6):
-            source._keep(
-                torch.arange(first, first + 3, dtype=torch.uint8)[:, None, None, None].expand(
-                    -1, 3, 2, 2
-                )
-            )
+            new = torch.arange(first, first + 3, dtype=torch.uint8)
+            source._keep(new[:, None, None, None].expand(-1, 3, 2, 2), new + 100)
+        assert source.labels.tolist() == [v + 100 for v in source.ring[:, 0, 0, 0].tolist()]
         assert sorted(source.ring[:, 0, 0, 0].tolist()) == [5, 6, 7, 8]
         assert int(source.written) == 9
-        source._keep(
-            torch.arange(20, 29, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
-        )
+        new = torch.arange(20, 29, dtype=torch.uint8)
+        source._keep(new[:, None, None, None].expand(-1, 3, 2, 2), new)
+        assert source.labels.tolist() == source.ring[:, 0, 0, 0].tolist()
         assert sorted(source.ring[:, 0, 0, 0].tolist()) == [25, 26, 27, 28]
 
     def test_share_of_the_draws(self):
@@ -312,6 +310,39 @@ class TestRefinedDetails:
             prepare(refined(batch=5), teacher).refresh(teacher, student, 2)
         together = torch.cat(parts)[:5]
         assert (together.int() - alone.ring.int()).abs().max() <= 1
+
+    def test_a_refined_image_has_the_class_that_it_was_refined_for(self):
+        teacher, student = networks(classifier)
+        inner = dict(
+            type='mmdfkd.PixelInversionSource',
+            source=dict(
+                type='mmdfkd.PooledSource', renderer=PROCEDURAL, pool_size=16, num_workers=0
+            ),
+            images=4,
+            steps=1,
+            share=1.0,
+            half=0.0,
+        )
+        source = prepare(refined(source=inner, share=0.5, augment=None), teacher)
+        source.fill(teacher)
+        for iteration in range(0, 6, 2):
+            source.refresh(teacher, student, iteration)
+        items = [dict(g=g) for g in range(64)]
+        images, targets = source.draw(items)
+        plain, inner_targets = source.source.draw(items)
+        ring = (images[:, None] == source.ring.float()[None] / 255).flatten(2).all(2)
+        replaced = ring.any(1)
+        assert 0.2 < replaced.float().mean() < 0.8
+        # Of 18 the last 10 are kept, over the oldest.
+        slots = {g % 10: source._label(g, teacher.num_classes) for g in range(8, 18)}
+        assert source.labels.tolist() == [slots[i] for i in range(10)]
+        found = source.labels[ring.int().argmax(1)]
+        assert torch.equal(targets.labels[replaced], found[replaced])
+        assert torch.equal(targets.labels[~replaced], inner_targets.labels[~replaced])
+        assert torch.equal(images[~replaced], plain[~replaced])
+        copy = prepare(refined(source=inner, share=0.5, augment=None), teacher)
+        copy.load_state_dict(source.state_dict())
+        assert torch.equal(copy.labels, source.labels)
 
     def test_checkpoint_of_another_image_size_is_refused(self):
         source = prepare(refined(), classifier(0))

@@ -79,12 +79,14 @@ def test_a_classifier_is_measured_on_textures(tool, tmp_path, capsys):
     tool.main([str(config), '--work-dir', str(folder), '--textures', '--images', '6'])
     (found,) = lines(capsys)
     assert found['images'] == 6 and 0 <= found['top1'] <= 1 and found['divergence'] > 0
-    images = torch.load(folder / 'textures.pth')['images']
+    images = torch.load(folder / 'textures.pth')['state_dict']['images']
     # Textures, no flat ground.
     assert images.shape == (6, 3, SIZE, SIZE) and images.float().std((1, 2, 3)).median() > 8
-    # The file is kept: other students are measured on the same ones.
-    tool.main([str(config), '--work-dir', str(folder), '--textures', '--images', '99'])
+    # The file is kept: other students are measured on the same ones, and on no others.
+    tool.main([str(config), '--work-dir', str(folder), '--textures', '--images', '6'])
     assert lines(capsys) == [found]
+    with pytest.raises(ValueError, match="made with {'images': 6}, and {'images': 9} are asked"):
+        tool.main([str(config), '--work-dir', str(folder), '--textures', '--images', '9'])
 
 
 def test_a_detector_has_no_use_for_textures(tool, run, tmp_path):

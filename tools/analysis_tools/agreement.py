@@ -72,6 +72,25 @@ def make_scenes(teacher, source: dict, args: argparse.Namespace, size: tuple[int
     return (built.bank.take(built.bank.ids)[0] * 255).round().to(torch.uint8)
 
 
+def read_scenes(path: Path, wanted: dict):
+    """Images ``[N, 3, H, W]`` uint8 that an earlier call made.
+
+    Raises:
+        ValueError: If they were made with other settings than are wanted.
+    """
+    from mmdfkd.utils.checkpoint import read_checkpoint
+
+    content = read_checkpoint(str(path))
+    # A file of images alone is taken as it is.
+    other = {k: v for k, v in content.get('meta', {}).items() if k in wanted and wanted[k] != v}
+    if other:
+        raise ValueError(
+            f'{path} was made with {other}, and { ({k: wanted[k] for k in other}) } are asked for: '
+            'delete it, name another one with --scenes, or ask for the same.'
+        )
+    return content.get('state_dict', content)['images']
+
+
 def draw_textures(teacher, args: argparse.Namespace, size: tuple[int, int]):
     """Images ``[N, 3, H, W]`` uint8 of textures, drawn by the teacher's votes."""
     from mmdfkd.registry import MODELS
@@ -110,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         detection_agreement,
         detections,
     )
-    from mmdfkd.utils.checkpoint import read_checkpoint, unwrap_state_dict
+    from mmdfkd.utils.checkpoint import read_checkpoint, save_tensors, unwrap_state_dict
     from mmdfkd.utils.key_report import load_strict
 
     cfg = Config.fromfile(args.config)
@@ -127,8 +146,11 @@ def main(argv: list[str] | None = None) -> None:
             '--textures: a detector finds no objects in textures; leave the option out for scenes.'
         )
     scenes = Path(args.scenes or work_dir / ('textures.pth' if args.textures else 'scenes.pth'))
+    made = dict(images=args.images, seed=args.seed, textures=args.textures)
+    if not args.textures:
+        made['steps'] = args.steps
     if scenes.is_file():
-        images = read_checkpoint(str(scenes))['images']
+        images = read_scenes(scenes, made)
     else:
         size = cfg.train_dataloader.dataset.image_size
         size = (size, size) if isinstance(size, int) else tuple(size)
@@ -137,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
             if args.textures
             else make_scenes(teacher.adapter, cfg.model.source, args, size)
         )
-        torch.save(dict(images=images), scenes)
+        save_tensors(dict(images=images), scenes, made)
     detects = teacher.adapter.detects
     answers = detections if detects else class_probabilities
     truth = answers(teacher.adapter, images)

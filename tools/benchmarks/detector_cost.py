@@ -21,6 +21,7 @@ repeated.
 
 import argparse
 import copy
+import shlex
 import sys
 import tempfile
 import time
@@ -44,6 +45,8 @@ from mmdfkd.utils.launch import fail_clearly
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'docs' / 'results' / 'detector_cost.jsonl'
 SIZE = 128
+# Images of a step unless told otherwise.
+BATCH = 2
 OPTIMISER = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-5))
 SHRUNK = dict(type='mmdfkd.Shrunk', width=0.75, depth=0.67, init='random')
 
@@ -297,7 +300,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--set', nargs='+', choices=tuple(ROWS), default=list(ROWS))
     parser.add_argument('--rows', nargs='+', help='only these, by their name in the results')
     parser.add_argument('--rounds', type=int, default=5, help='steps of each that are timed')
-    parser.add_argument('--batch', type=int, default=2)
+    parser.add_argument('--batch', type=int, default=BATCH)
     parser.add_argument('--device', default='cpu', help="'cpu' or 'cuda'")
     parser.add_argument('--out', type=Path, default=RESULTS, help='file of the results')
     args = parser.parse_args(argv)
@@ -326,10 +329,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = torch.randint(0, 256, (args.batch, 3, SIZE, SIZE), dtype=torch.uint8)
     images = images.to(args.device)
     for family in args.set:
+        where = family
+        if (args.device, args.batch) != ('cpu', BATCH):
+            where += f', {args.device}, batch {args.batch}'
         for name, heads in ROWS[family].items():
             if args.rows and name not in args.rows:
                 continue
-            if (family, name) in finished_runs(args.out, lambda line: (line['set'], line['row'])):
+            if (where, name) in finished_runs(args.out, lambda line: (line['set'], line['row'])):
                 continue
             began = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
@@ -342,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             append_result(
                 args.out,
                 benchmark=RESULTS.stem,
-                set=family,
+                set=where,
                 student=round(sizes[0] / sizes[1], 4),
                 row=name,
                 init='random',
@@ -354,10 +360,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 seconds=round(seconds, 4),
                 threads=1,
                 commit=project_commit(),
-                command='python tools/benchmarks/detector_cost.py'
-                + ('' if args.device == 'cpu' else f' --device {args.device}'),
+                command=shlex.join(
+                    [
+                        *('python', 'tools/benchmarks/detector_cost.py', '--set', family),
+                        *('--rows', name, '--rounds', str(args.rounds)),
+                        *('--batch', str(args.batch), '--device', args.device),
+                    ]
+                ),
             )
-            print(f'{family}, {name}: {found} in {time.perf_counter() - began:.0f} s', flush=True)
+            print(f'{where}, {name}: {found} in {time.perf_counter() - began:.0f} s', flush=True)
 
 
 if __name__ == '__main__':

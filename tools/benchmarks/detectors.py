@@ -468,7 +468,8 @@ class Benchmark:
     def _started(self, start: Run) -> Path:
         """Work directory with an inherited start, which is made if it is not there."""
         work_dir = self.root / start.name
-        if not (work_dir / 'student_start.pth').is_file():
+        # The last file of a run: the start itself is there before the first step.
+        if not (work_dir / 'run.json').is_file():
             train(start, work_dir, self.data_root, None, self._scenes(start))
         return work_dir
 

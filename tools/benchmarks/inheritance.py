@@ -5,10 +5,11 @@
 
 One teacher, students of 75, 50 and 25 % of its parameters. A row is a method of inheritance
 (mmdfkd.inheritance.recipe_of) with one of its parts exchanged, measured at 0 steps and after some
-steps with the heads and the optimiser of the set's dfkd_vit.py. All students of a seed see the same
-procedural images in the same order and the same answers of the teacher, which are kept, and start
-from the same 512 others; nothing but the start differs. At 75 % no channel is cut (a classifier's
-channels go with whole heads), so what concerns channels alone changes nothing there.
+steps on answers and last features, with the optimiser of the set's dfkd_vit.py. All students of a
+seed see the same procedural images in the same order and the same answers of the teacher, which are
+kept, and start from the same 512 others; nothing but the start differs. At 75 % no channel is cut
+(a classifier's channels go with whole heads), so what concerns channels alone changes nothing
+there.
 
 A finished row is one line of docs/results/inheritance.jsonl, written at once; what has a line is
 not repeated, so an interrupted benchmark goes on. ``accuracy`` is that on the test split, which is
@@ -79,6 +80,8 @@ SIZES: dict[int, dict[str, float]] = {
     25: dict(width=0.5, depth=0.84, mlp=0.64),
 }
 METRIC = 'accuracy'
+# Every shape has them, whatever its blocks.
+HEADS = (dict(type='mmdfkd.LogitHead'), dict(type='mmdfkd.FeatureHead'))
 # Indices of the images: of the statistics, of the agreement; training begins at 0.
 STATISTICS, HELD_OUT = 1 << 40, 1 << 41
 # As many batches are kept with the teacher's answers; longer runs see them again.
@@ -149,7 +152,7 @@ def read_lines() -> dict[Run, dict[str, Any]]:
     """The finished runs of this benchmark's sets."""
     names = {own.name for own in SETS.values()}
     lines = finished_runs(RESULTS, identity)
-    return {run: line for run, line in lines.items() if run.set in names}
+    return {run: line for run, line in lines.items() if run.set.split(',')[0] in names}
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ class Plan:
         sizes: Shares of the teacher's parameters.
         seeds: Seeds.
         steps: Training steps; None takes the preset's, 0 trains nothing.
+        test_images: Test on so many, evenly spread, rather than on all.
     """
 
     set: str
@@ -171,6 +175,13 @@ class Plan:
     sizes: Sequence[int] = tuple(SIZES)
     seeds: Sequence[int] = field(default=(0,))
     steps: int | None = None
+    test_images: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The set's in the results; figures on a part of the images are no figures on all."""
+        part = '' if self.test_images is None else f', {self.test_images} test images'
+        return SETS[self.set].name + part
 
     def lengths(self, row: str) -> tuple[int, ...]:
         """Steps after which a row is measured; a row that was asked for is trained, too."""
@@ -180,13 +191,12 @@ class Plan:
 
     def runs(self) -> Iterator[Run]:
         """Every run, in the order they are made."""
-        name = SETS[self.set].name
         for seed in self.seeds:
             for size in self.sizes:
                 for row in ROWS:
                     if self.rows is None or row in self.rows:
                         for steps in dict.fromkeys(self.lengths(row)):
-                            yield Run(name, row, size, seed, steps)
+                            yield Run(self.name, row, size, seed, steps)
 
 
 def describe(plan: Plan, lines: Mapping[Run, Mapping]) -> str:
@@ -212,16 +222,10 @@ class Benchmark:
     Args:
         plan (Plan): Which runs.
         data_root (str, optional): Where the set is, if elsewhere than its config says.
-        test_images (int, optional): Test on so many, evenly spread, rather than on all.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        data_root: str | None = None,
-        test_images: int | None = None,
-    ) -> None:
-        self.plan, self.data_root, self.test_images = plan, data_root, test_images
+    def __init__(self, plan: Plan, data_root: str | None = None) -> None:
+        self.plan, self.data_root = plan, data_root
         self.cfg = Config.fromfile(ROOT / SETS[plan.set].config)
         if data_root:
             self.cfg.merge_from_dict(moved(self.cfg, data_root))
@@ -258,7 +262,7 @@ class Benchmark:
             import mmpretrain.datasets  # noqa: F401
 
             dataset = DATASETS.build(self.cfg.test_dataloader.dataset)
-        count = min(self.test_images or len(dataset), len(dataset))
+        count = min(self.plan.test_images or len(dataset), len(dataset))
         index = torch.linspace(0, len(dataset) - 1, count, dtype=torch.float64).round().long()
         items = [dataset[int(i)] for i in index]
         # Kept as they were read: they are the same for every student.
@@ -326,7 +330,7 @@ class Benchmark:
         cfg = student_config(spec, self.teacher.cfg)
         torch.manual_seed(run.seed)
         net = build_network(cfg)
-        heads = [MODELS.build(head) for head in self.cfg.model.heads]
+        heads = [MODELS.build(dict(head)) for head in HEADS]
         student = Student(net, Normalizer.from_config(cfg), heads)
         student.build_aligners(self.teacher.adapter, tuple(self.statistics.shape[-2:]))
         student.freeze_unused(self.teacher.adapter, tuple(self.statistics.shape[-2:]))
@@ -421,8 +425,8 @@ class Benchmark:
         command = ['tools/benchmarks/inheritance.py', '--set', self.plan.set]
         command += ['--preset', self.plan.preset, '--rows', run.row, '--sizes', str(run.size)]
         command += ['--seeds', str(run.seed), '--steps', str(run.steps)]
-        if self.test_images:
-            command += ['--test-images', str(self.test_images)]
+        if self.plan.test_images:
+            command += ['--test-images', str(self.plan.test_images)]
         if self.data_root:
             command += ['--data-root', self.data_root]
         return shown_command(command, {self.data_root: 'DATA_ROOT'} if self.data_root else {})
@@ -456,7 +460,8 @@ def main(argv: list[str] | None = None) -> None:
     """Make what is missing, and say what each gave."""
     args = parse_args(argv)
     seeds = tuple(args.seeds or SEEDS[args.preset])
-    plan = Plan(args.set, args.preset, args.rows, tuple(args.sizes), seeds, args.steps)
+    sizes = tuple(args.sizes)
+    plan = Plan(args.set, args.preset, args.rows, sizes, seeds, args.steps, args.test_images)
     lines = read_lines()
     print(describe(plan, lines), flush=True)
     missing = [run for run in plan.runs() if run not in lines]
@@ -466,7 +471,7 @@ def main(argv: list[str] | None = None) -> None:
     # How every parameter was initialised is not of interest here.
     MMLogger.get_instance('inheritance', log_level='WARNING')
     data_root = os.path.abspath(args.data_root) if args.data_root else None
-    benchmark = Benchmark(plan, data_root, args.test_images)
+    benchmark = Benchmark(plan, data_root)
     done: Run | None = None
     student, seconds = None, 0.0
     for run in missing:

@@ -421,6 +421,13 @@ def main(argv: list[str] | None = None) -> None:
     size = (size, size) if isinstance(size, int) else tuple(size)
     done = done_rows(args)
     wanted = [row for row in (args.rows or (REAL, *VARIANTS)) if row not in done]
+    if done:
+        print(
+            f'{RESULTS.name} has lines of set {args.set} and seed {args.seed}, which are not made '
+            f'again, whatever --scenes and --other: {", ".join(sorted(done))}. Delete them, or '
+            'take another --seed.',
+            flush=True,
+        )
     drawn = {START, FULL} if args.pictures else set()
     teacher = load_adapter(cfg.model.teacher.config, cfg.model.teacher.checkpoint)
     other = load_adapter(*args.other) if args.other and wanted else None

@@ -9,6 +9,7 @@ many there were. Nothing is trained: ``student`` is 1. A line that is there is n
 """
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.results.exists():
         done = {(r['set'], r['row'], r['seed']) for r in read_results(args.results)}
     given = sys.argv[1:] if argv is None else argv
-    command = ' '.join(['python tools/benchmarks/rendering.py', *given])
+    command = shlex.join(['python', 'tools/benchmarks/rendering.py', *given])
     for size in args.sizes:
         for row in args.rows:
             name = f'{size} px'

@@ -522,14 +522,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in args.set:
         which = SETS[name]
         init_default_scope('mmdet' if name == 'vitdet' else 'mmpretrain')
-        done = {line['row'] for line in lines if line['set'] == name}
+        # What another device takes is another line.
+        where = name if args.device == 'cpu' else f'{name}, {args.device}'
+        done = {line['row'] for line in lines if line['set'] == where}
         if args.rows:
             done |= {FORWARD, FROZEN, UNFROZEN, *(r.name for r in rows_of(which))} - set(args.rows)
         for row, start, steps, found, seconds in measured(name, which, args.device, done, threads):
             append_result(
                 args.out,
                 benchmark=args.out.stem,
-                set=name,
+                set=where,
                 student=1.0,
                 row=row,
                 init=start,
@@ -544,7 +546,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 command=f'python tools/benchmarks/source_cost.py --set {name}'
                 + ('' if args.device == 'cpu' else f' --device {args.device}'),
             )
-            print(f'{name}, {row}: {found}', flush=True)
+            print(f'{where}, {row}: {found}', flush=True)
 
 
 if __name__ == '__main__':

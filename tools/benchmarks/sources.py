@@ -46,6 +46,7 @@ from mmdfkd.evaluation.benchmark import (
     finished_runs,
     measure_run,
     moved_options,
+    one_at_a_time,
     plan_text,
     run_command,
     run_options,
@@ -566,8 +567,10 @@ class Benchmark:
         """Work directory with the inherited start of a seed, which is made if it is not there."""
         run = Run(self.plan.set, START, 'inherit', seed, 0)
         work_dir = self.root / run.name
-        if not (work_dir / 'run.json').is_file():
-            self._train(run, work_dir, self._command(run, work_dir))
+        # Runs side by side may all need it, where its line is there and its folder is not.
+        with one_at_a_time(work_dir):
+            if not (work_dir / 'run.json').is_file():
+                self._train(run, work_dir, self._command(run, work_dir))
         return work_dir
 
     @staticmethod

@@ -282,7 +282,9 @@ class SyntheticQualityHook(Hook):
         """Go on from there; a run that had no such hook starts looking now."""
         state = checkpoint.get('dfkd_state', {}).get(QUALITY)
         if runner._resume and state is not None:
-            self.old, self.seen = state['old'], state['seen']
+            # The Runner reads a checkpoint to its device; images are looked at on the CPU.
+            self.old = None if state['old'] is None else state['old'].cpu()
+            self.seen = state['seen']
             self.looks, self.alarms = list(state['looks']), list(state['alarms'])
             self.beyond = dict(state['beyond'])
             runner.message_hub.update_info(QUALITY, self.report(), resumed=False)

@@ -1,5 +1,6 @@
 from torch import Tensor
 
+from mmdfkd.losses.reduce import at_least_float32
 from mmdfkd.registry import MODELS
 
 from .base import Prior
@@ -37,7 +38,8 @@ class DivergencePrior(Prior):
 
     def forward(self, ctx: SynthesisContext) -> Tensor:
         """``[B]``, at most zero."""
-        teacher, student = ctx.teacher_response.logits, ctx.student_response.logits
+        teacher = at_least_float32(ctx.teacher_response.logits)
+        student = at_least_float32(ctx.student_response.logits)
         log_p = (teacher / self.temperature).log_softmax(-1)
         log_q = (student / self.temperature).log_softmax(-1)
         divergence = (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -97,6 +97,8 @@ class RefinedSource(RetreatingSource):
         self.augment = None if augment is None else TASK_UTILS.build(augment)
         self._used: list[Prior] = list(self.priors)
         self.register_buffer('ring', torch.zeros((0, 3, 1, 1), dtype=torch.uint8))
+        # The class wanted of each.
+        self.register_buffer('labels', torch.zeros(0, dtype=torch.int64))
         self.register_buffer('written', torch.zeros((), dtype=torch.int64))
 
     def prepare(
@@ -155,7 +157,11 @@ class RefinedSource(RetreatingSource):
                 images, torch.as_tensor(labels).to(images.device), teacher, student, serials
             )
         images = (images * 255).round().to(torch.uint8)
-        self._keep(torch.cat(all_gather(images))[: self.batch] if world > 1 else images)
+        if world > 1:
+            images = torch.cat(all_gather(images))[: self.batch]
+            serials = range(first, first + self.batch)
+        wanted = [self._label(serial, teacher.num_classes) for serial in serials]
+        self._keep(images, torch.as_tensor(wanted))
         return {**logs, **found}
 
     def _label(self, serial: int, classes: int) -> int:
@@ -221,18 +227,22 @@ class RefinedSource(RetreatingSource):
             **logs,
         }
 
-    def _keep(self, images: Tensor) -> None:
+    def _keep(self, images: Tensor, labels: Tensor) -> None:
         """Add to the ring, over the oldest ones once it is full."""
         images = images.to(self.ring.device)[-self.max_images :]
+        labels = labels.to(self.labels)[-self.max_images :]
         if len(self.ring) == 0:
             self.ring = images[:0].clone()
         room = self.max_images - len(self.ring)
         self.ring = torch.cat([self.ring, images[:room]])
+        self.labels = torch.cat([self.labels, labels[:room]])
         rest = images[room:]
         at = (
             int(self.written) + min(room, len(images)) + torch.arange(len(rest))
         ) % self.max_images
-        self.ring[at.to(self.ring.device)] = rest
+        at = at.to(self.ring.device)
+        self.ring[at] = rest
+        self.labels[at] = labels[room:]
         self.written += len(images)
 
     def draw(self, items: list[dict]) -> tuple[Tensor, Targets]:
@@ -258,8 +268,10 @@ class RefinedSource(RetreatingSource):
         if self.augment is not None:
             fresh = self.augment(fresh, self.seed, [items[p]['g'] for p in positions])
         images[positions] = fresh
-        # The inner source's layouts are not those of the refined images.
+        # The inner source's layouts and classes are not those of the refined images.
         targets.boxes = targets.box_labels = None
+        if targets.labels is not None:
+            targets.labels[positions] = self.labels[slots].to(targets.labels)
         if targets.answers is not None:
             targets.answers[positions] = float('nan')
         return images, targets
@@ -269,4 +281,7 @@ class RefinedSource(RetreatingSource):
         ring = state_dict.get(prefix + 'ring')
         if ring is not None:
             self.ring = torch.zeros(ring.shape, dtype=torch.uint8, device=self.ring.device)
+            self.labels = torch.zeros(len(ring), dtype=torch.int64, device=self.ring.device)
+            # Earlier checkpoints do not name the classes.
+            state_dict.setdefault(prefix + 'labels', torch.full((len(ring),), -1))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
