@@ -117,7 +117,10 @@ class DataFreeDistiller(BaseModel):
         self.inheritance_cfg.update(
             (k, v) for k, v in (inheritance or {}).items() if k not in recipe
         )
-        normalizer = Normalizer.from_config(cfg)
+        # One that is derived from the teacher is fed as the teacher is.
+        derived = student.get('config') is None
+        self.student_input_order = frozen_teacher.input_order if derived else 'auto'
+        normalizer = Normalizer.from_config(cfg, self.student_input_order)
         if balance is not None:
             check_arguments('model.balance', balance, ('layer', 'every', 'momentum'))
             balance = GradientBalance(**balance)

@@ -47,6 +47,7 @@ class Teacher:
         self.cfg: Config = load_config(config)
         self.checkpoint = checkpoint if labels is None else labels
         self.replayed = labels is not None
+        self.input_order = input_order
         self.stored: StoredLabels | None = None
         net = build_network(self.cfg)
         net.eval().requires_grad_(False)

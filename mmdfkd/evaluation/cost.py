@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmdfkd.adapters import Adapter, Probe
+from mmdfkd.synthesis import frozen
 
 # Kernels of fused attention that torch's counter has no formula for: on a CPU it would count
 # nothing at all.
@@ -88,8 +89,9 @@ def predict_flops(adapter: Adapter, image_size: tuple[int, int], proposals: int 
     Args:
         adapter (Adapter): The network.
         image_size (tuple[int, int]): ``(H, W)`` pixels.
-        proposals (int, optional): How many boxes a two-stage detector's RoI head sees. Give
-            teacher and student the same number, or the comparison is one of their ``test_cfg``.
+        proposals (int, optional): How many boxes a two-stage detector's RoI head sees; other
+            networks have none. Give teacher and student the same number, or the comparison is one
+            of their ``test_cfg``.
 
     Returns:
         int: FLOPs, a multiply-add counted as two.
@@ -97,10 +99,12 @@ def predict_flops(adapter: Adapter, image_size: tuple[int, int], proposals: int 
     device = next(adapter.net.parameters()).device
     image = torch.zeros(1, 3, *image_size, device=device)
     probe = None
-    if proposals is not None:
+    if proposals is not None and proposal_count(adapter.net) is not None:
         boxes = fixed_boxes(proposals, image_size).to(device)
         probe = Probe(boxes=[boxes], scores=[boxes.new_ones(proposals)])
-    return count_flops(lambda: adapter.answer(adapter.encode(image), probe))
+    # The counter follows gradients, and stumbles over a DETR's queries, which are parameters.
+    with frozen(adapter.net):
+        return count_flops(lambda: adapter.answer(adapter.encode(image), probe))
 
 
 def interleaved_latency(

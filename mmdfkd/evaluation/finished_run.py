@@ -95,6 +95,12 @@ class FinishedRun:
             FinishedRunError: If there is no such file, or the run did not say.
         """
         given = facts.get('teacher_checkpoint')
+        if not given and facts.get('teacher_labels'):
+            raise FinishedRunError(
+                f'The run learned from stored labels, {facts["teacher_labels"]}, without its '
+                f"teacher: to test that, name its weights as 'teacher_checkpoint' in "
+                f'{self.facts_file}.'
+            )
         if not given:
             raise FinishedRunError(f"{self.facts_file} names no 'teacher_checkpoint'.")
         if '://' in given:

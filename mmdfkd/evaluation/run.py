@@ -110,8 +110,8 @@ def evaluate_run(
     """Test and measure the networks of a run.
 
     FLOPs are of the first test image's input size, teacher and student at as many proposals as the
-    teacher's ``test_cfg`` allows. Latencies are of single images on the CPU, teacher and student
-    in turn.
+    teacher's ``test_cfg`` allows (or the student's, where it alone has any). Latencies are of
+    single images on the CPU, teacher and student in turn.
 
     Args:
         run (FinishedRun): The run.
@@ -137,11 +137,13 @@ def evaluate_run(
         start = test('student at start', run.student_config, run.student_start).metrics
     student = test('student', run.student_config, run.student)
 
-    adapter = _adapter(teacher, facts.get('input_order', 'auto'))
+    orders = facts.get('input_order', 'auto'), facts.get('student_input_order', 'auto')
+    adapter = _adapter(teacher, orders[0])
     wanted = ('accuracy',) if adapter.family == 'classifier' else ('bbox_mAP', 'bbox_mAP_50')
     say('Measuring what they cost ...')
     size = _input_size(teacher)
-    proposals = proposal_count(teacher.net)
+    # Of a teacher that has none, the student's own.
+    proposals = proposal_count(teacher.net) or proposal_count(student.net)
     latencies = _latencies({'teacher': teacher, 'student': student})
 
     def entry(name: str, tested: Tested, own: Adapter) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def evaluate_run(
 
     report: dict[str, Any] = dict(
         teacher=entry('teacher', teacher, adapter),
-        student=entry('student', student, _adapter(student)),
+        student=entry('student', student, _adapter(student, orders[1])),
     )
     main = wanted[0]
     reference = report['teacher'][main], report['teacher'].get('bbox_mAP_50')

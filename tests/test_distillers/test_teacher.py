@@ -102,6 +102,20 @@ def test_the_loaders_order_can_be_set(tmp_path):
     assert rgb.adapter.normalizer.order == 'rgb'
 
 
+def test_a_derived_student_is_fed_as_its_teacher(tmp_path):
+    cfg = toy.run_config(tmp_path)
+    plain = MODELS.build(cfg['model'])
+    orders = dict(rgb='bgr', bgr='rgb')
+    own = plain.teacher.adapter.normalizer.order
+    assert plain.student.adapter.normalizer.order == own
+    for order in orders:
+        cfg['model']['teacher']['input_order'] = order
+        built = MODELS.build(cfg['model'])
+        networks = (built.teacher, built.student)
+        assert len({n.adapter.normalizer.order for n in networks}) == 1
+        assert built.student_input_order == order
+
+
 @pytest.fixture(scope='module')
 def distiller(tmp_path_factory) -> DataFreeDistiller:
     cfg = toy.run_config(tmp_path_factory.mktemp('teacher'))

@@ -2,15 +2,19 @@ import time
 
 import pytest
 import torch
+import toy
 from torch import nn
 from torch.nn import functional
 
 import mmdfkd  # noqa: F401
+from mmdfkd.adapters import Normalizer, build_adapter
 from mmdfkd.evaluation.cost import (
     count_flops,
     count_parameters,
     fixed_boxes,
     interleaved_latency,
+    predict_flops,
+    proposal_count,
 )
 from mmdfkd.models import ViTDet
 
@@ -88,6 +92,19 @@ def test_fixed_boxes_lie_in_the_image(count):
     assert (boxes[:, 2:] > boxes[:, :2]).all()
     assert boxes[:, 2].max() <= 80
     assert boxes[:, 3].max() <= 40
+
+
+def test_only_two_stage_detectors_are_given_proposals():
+    """A DETR's own queries are what it predicts with, whatever its rival has."""
+    two_stage, one_stage = (
+        build_adapter(toy.build(model), Normalizer.from_config(toy.whole(model)))
+        for model in (toy.detector_model(), toy.detr_model())
+    )
+    assert proposal_count(one_stage.net) is None
+    few, many = (predict_flops(two_stage, (64, 64), n) for n in (10, 100))
+    assert few < many
+    alone = predict_flops(one_stage, (64, 64), None)
+    assert predict_flops(one_stage, (64, 64), 100) == alone
 
 
 def test_latency_is_the_median_and_takes_turns():

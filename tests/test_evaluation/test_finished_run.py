@@ -46,6 +46,8 @@ def test_teacher_checkpoint(tmp_path):
         run.teacher_checkpoint(dict(teacher_checkpoint='absent.pth'))
     with pytest.raises(FinishedRunError, match='names no'):
         run.teacher_checkpoint({})
+    with pytest.raises(FinishedRunError, match='stored labels, labels.pth, without its teacher'):
+        run.teacher_checkpoint(dict(teacher_labels='labels.pth'))
 
 
 def _log(folder, stamp, records, end=''):

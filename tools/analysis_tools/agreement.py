@@ -139,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     run = FinishedRun(work_dir, args.config)
     facts = run.read()
-    teacher = Teacher(str(run.teacher_config), run.teacher_checkpoint(facts))
+    order = facts.get('input_order', 'auto')
+    teacher = Teacher(str(run.teacher_config), run.teacher_checkpoint(facts), order)
     teacher.load()
     if args.textures and teacher.adapter.detects:
         raise ValueError(
@@ -167,7 +168,8 @@ def main(argv: list[str] | None = None) -> None:
     for path in args.students or [str(run.student)]:
         net = build_network(own, keep_init=False)
         load_strict(net, unwrap_state_dict(read_checkpoint(path)), what=path)
-        student = build_adapter(net.eval(), Normalizer.from_config(own))
+        order = facts.get('student_input_order', 'auto')
+        student = build_adapter(net.eval(), Normalizer.from_config(own, order))
         found = answers(student, images)
         found = (
             detection_agreement(found, truth, student.num_classes)

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size, master_only
 from mmengine.hooks import Hook
 
-from mmdfkd.distillers import model_config, scope_of
+from mmdfkd.distillers import DataFreeDistiller, model_config, scope_of
 from mmdfkd.registry import HOOKS
 from mmdfkd.utils.checkpoint import save_tensors
 from mmdfkd.utils.data_audit import DataAudit
@@ -92,6 +92,17 @@ def class_names(runner) -> list[str]:
     return []
 
 
+def _teacher_facts(distiller: DataFreeDistiller) -> dict:
+    """Where the teacher's weights or stored labels are, and what both networks are fed."""
+    teacher = distiller.teacher
+    kind = 'teacher_labels' if teacher.replayed else 'teacher_checkpoint'
+    return {
+        kind: str(teacher.checkpoint),
+        'input_order': teacher.input_order,
+        'student_input_order': distiller.student_input_order,
+    }
+
+
 @HOOKS.register_module()
 class StudentExportHook(Hook):
     """Leaves an ordinary student, and what the report needs, in the work directory.
@@ -158,7 +169,7 @@ class StudentExportHook(Hook):
         write_json(
             Path(runner.work_dir) / RUN,
             dict(
-                teacher_checkpoint=str(distiller.teacher.checkpoint),
+                **_teacher_facts(distiller),
                 seed=runner.seed,
                 steps=runner.iter,
                 seconds=round(seconds, 1),
