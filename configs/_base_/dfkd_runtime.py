@@ -8,6 +8,8 @@ custom_hooks = [
     dict(type='mmdfkd.SyntheticQualityHook'),
     dict(type='mmdfkd.SyntheticVisHook'),
 ]
+# On several processes; on one it is not used.
+model_wrapper_cfg = dict(type='mmdfkd.DistributedDistiller')
 custom_imports = dict(imports=['mmdfkd'], allow_failed_imports=False)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

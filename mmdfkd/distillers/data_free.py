@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from mmengine.dist import broadcast
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -313,10 +314,17 @@ class DataFreeDistiller(BaseModel):
             if self.teacher.stored is not None:
                 # Nothing to inherit, and no features to fit.
                 self._start_student(None)
-                return
-            images = self._inheritance_images()
-            self._start_student(images)
-            self._fit_aligners(images[: images_at_once(_FIT_IMAGES, self.image_size)])
+            else:
+                images = self._inheritance_images()
+                self._start_student(images)
+                self._fit_aligners(images[: images_at_once(_FIT_IMAGES, self.image_size)])
+        self._share_start()
+
+    def _share_start(self) -> None:
+        """Give every process the first one's heads and source; the Runner shares the student."""
+        heads = self.student.heads
+        for tensor in (*heads.parameters(), *heads.buffers(), *self.source.parameters()):
+            broadcast(tensor.data)
 
     def _prepare_source(self) -> None:
         device = next(self.student.parameters()).device
@@ -392,7 +400,10 @@ class DataFreeDistiller(BaseModel):
     # The step -----------------------------------------------------------------------------------
 
     def train_step(
-        self, data: Mapping, optim_wrapper: OptimWrapper | OptimWrapperDict
+        self,
+        data: Mapping,
+        optim_wrapper: OptimWrapper | OptimWrapperDict,
+        wrapped: nn.Module | None = None,
     ) -> dict[str, Tensor]:
         """One step: refresh the source, draw, ask the teacher, train the student.
 
@@ -401,6 +412,8 @@ class DataFreeDistiller(BaseModel):
                 field.
             optim_wrapper (OptimWrapper | OptimWrapperDict): The student's, or one that has
                 ``student``.
+            wrapped (nn.Module, optional): This distiller in a wrapper that averages gradients over
+                processes; the student is run through it then.
 
         Returns:
             dict[str, Tensor]: For the log.
@@ -427,7 +440,7 @@ class DataFreeDistiller(BaseModel):
             head.set_iteration(self.iteration)
 
         # The teacher too: under mixed precision it is the larger part of a step.
-        with wrapper.optim_context(self.student):
+        with wrapper.optim_context(self.student if wrapped is None else wrapped):
             needs = self.student.active_needs
             # Of an ordinary dataset the place in the run.
             serials = [
@@ -438,7 +451,11 @@ class DataFreeDistiller(BaseModel):
                 extra.observe(images, (), True)
                 for extra in self.extra_teachers[: needs.extra_teachers]
             )
-            losses = self.student(images, observation, targets)
+            compared = dict(teacher=observation, targets=targets)
+            if wrapped is None:
+                losses = self.student(images, **compared)
+            else:
+                losses = wrapped(images, mode='distill', **compared)
             total, log = self.parse_losses(losses)
         self._check_finite(losses)
         wrapper.update_params(total)
@@ -493,8 +510,16 @@ class DataFreeDistiller(BaseModel):
         data = self.data_preprocessor(data, False)
         return self.student.net._run_forward(data, mode='predict')
 
-    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
-        """Run the plain student on preprocessed ``inputs`` ``[B, 3, H, W]``, as its class does."""
+    def forward(
+        self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor', **compared
+    ):
+        """Run the plain student on preprocessed ``inputs`` ``[B, 3, H, W]``, as its class does.
+
+        In mode ``'distill'``, which a wrapper needs, the inputs are images, and the losses of the
+        student's heads are returned; ``compared`` is what :meth:`Student.forward` takes.
+        """
+        if mode == 'distill':
+            return self.student(inputs, **compared)
         return self.student.net(inputs, data_samples, mode=mode)
 
 

@@ -1,5 +1,6 @@
 """Hooks and optimiser constructors of a run."""
 
+from .distributed import DistributedDistiller
 from .hooks import (
     DataAuditHook,
     DistillHook,
@@ -17,6 +18,7 @@ from .optimizers import LayerDecayOptimWrapperConstructor
 __all__ = [
     'DataAuditHook',
     'DistillHook',
+    'DistributedDistiller',
     'FeaturesFirstHook',
     'FreezeScheduleHook',
     'LayerDecayOptimWrapperConstructor',

@@ -1,3 +1,4 @@
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from mmdfkd.registry import HOOKS
@@ -30,5 +31,6 @@ class DataAuditHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add what was read before the interruption."""
-        if runner._resume:
+        # The first process's, whose count the file has; at the end all are summed.
+        if runner._resume and is_main_process():
             DataAudit.install_once().images_read += checkpoint.get('dfkd_state', {}).get(_KEY, 0)

@@ -16,6 +16,7 @@ from mmdfkd.registry import HOOKS
 from mmdfkd.utils.run_files import SYNTHETIC, refuse_foreign_checkpoints
 
 from ..classes import check_classes, declared_classes
+from ..distributed import DistributedDistiller
 from .banks import BankHook
 from .overwrite import OverwriteHook
 
@@ -88,7 +89,8 @@ class DistillHook(BankHook, OverwriteHook):
         Raises:
             ValueError: For real images in a data-free run, other classes, or an image size that a
                 network cannot take.
-            RuntimeError: For a work directory with another run's checkpoints.
+            RuntimeError: For a work directory with another run's checkpoints, or a wrapper that
+                never calls the distiller's step.
         """
         if not isinstance(runner._train_loop, BaseLoop):
             return  # testing
@@ -97,6 +99,7 @@ class DistillHook(BankHook, OverwriteHook):
         if not (runner._resume or runner.cfg.get('overwrite')):
             refuse_foreign_checkpoints(runner.work_dir)
         dataset = unwrapped(runner.train_dataloader.dataset)
+        self._check_wrapper(runner)
         self._check_dataset(distiller, dataset)
         self._check_source(distiller)
         self._check_classes(distiller, runner)
@@ -117,6 +120,15 @@ class DistillHook(BankHook, OverwriteHook):
         if isinstance(first, dict) and torch.is_tensor(first.get('inputs')):
             return tuple(first['inputs'].shape[-2:])
         return distiller.default_image_size
+
+    @staticmethod
+    def _check_wrapper(runner) -> None:
+        if is_model_wrapper(runner.model) and not isinstance(runner.model, DistributedDistiller):
+            raise RuntimeError(
+                f"A {type(runner.model).__name__} never calls the distiller's step. Set "
+                "model_wrapper_cfg=dict(type='mmdfkd.DistributedDistiller'), as "
+                'configs/_base_/dfkd_runtime.py does.'
+            )
 
     @staticmethod
     def _check_dataset(distiller: DataFreeDistiller, dataset) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_world_size, master_only
+from mmengine.dist import all_reduce, get_world_size, master_only
 from mmengine.hooks import Hook
 
 from mmdfkd.distillers import DataFreeDistiller, model_config, scope_of
@@ -156,9 +156,16 @@ class StudentExportHook(Hook):
         """Seconds of preparing and refreshing the source; a resumed run prepares it again."""
         return self._synthesised_before + distiller_of(runner).synthesis_seconds
 
-    @master_only
     def after_train(self, runner) -> None:
         """Write the student and the facts of the run."""
+        read = torch.tensor(DataAudit.install_once().images_read)
+        if get_world_size() > 1:
+            read = read.to(next(runner.model.parameters()).device)
+            all_reduce(read)
+        self._finish(runner, int(read))
+
+    @master_only
+    def _finish(self, runner, images_read: int) -> None:
         seconds = self._seconds()
         distiller = distiller_of(runner)
         # What was validated, where the weights are averaged.
@@ -175,7 +182,7 @@ class StudentExportHook(Hook):
                 seconds=round(seconds, 1),
                 synthesis_seconds=round(self._synthesis_seconds(runner), 1),
                 threads=torch.get_num_threads(),
-                train_images_read=DataAudit.install_once().images_read,
+                train_images_read=images_read,
                 data_free=distiller.data_free,
                 init=distiller.init,
                 uses_external_weights=distiller.init not in ('inherit', 'random'),

@@ -47,7 +47,7 @@ def refuse_wrapper(runner, who: str) -> None:
         raise RuntimeError(
             f'{who} changes what is trained, and a {type(runner.model).__name__} waits for the '
             'gradients of all that was trained when it was built: set '
-            'find_unused_parameters=True, or leave the hook out.'
+            'model_wrapper_cfg.find_unused_parameters=True, or leave the hook out.'
         )
 
 
