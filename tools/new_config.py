@@ -303,6 +303,9 @@ def make_text(args: argparse.Namespace) -> str:
         student = (
             f"dict(type='mmdfkd.Shrunk', width={args.width:g}, depth={args.depth:g}, init={init!r})"
         )
+    if Path(init).is_file():
+        # A run may be started from elsewhere.
+        student = student.replace(repr(init), repr(str(Path(init).resolve())))
     meta = evaluation['test_dataloader']['dataset'].get('metainfo') or {}
     classes = meta.get('classes') if isinstance(meta, Mapping) else None
     batch = max(2, min(16, 16 * 256**2 // area))

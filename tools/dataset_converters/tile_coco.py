@@ -85,7 +85,9 @@ def tile_split(args: argparse.Namespace, split: str) -> tuple[int, int]:
                 tile = np.full((args.size, args.size, 3), 114, np.uint8)
                 part = image[y : y + args.size, x : x + args.size]
                 tile[: part.shape[0], : part.shape[1]] = part
-                name = f'{Path(entry["file_name"]).stem}_{x}_{y}.png'
+                # With its folders: other images may have the same stem.
+                stem = '_'.join(Path(entry['file_name']).with_suffix('').parts)
+                name = f'{stem}_{x}_{y}.png'
                 cv2.imwrite(str(args.out / 'images' / name), tile)
                 number = len(made['images']) + 1
                 made['images'].append(
