@@ -4,6 +4,8 @@ A run is whatever hashable value identifies a line of the results; finished runs
 these to their lines.
 """
 
+import hashlib
+import json
 import os
 import shlex
 import subprocess
@@ -204,6 +206,33 @@ def shown_command(command: Sequence[str], folders: Mapping[str, str]) -> str:
     for path, shown in folders.items():
         text = text.replace(path, shown)
     return text
+
+
+def measured_once(
+    kept: Path, checkpoint: str, config: Path, measure: Callable[[], tuple[Any, int]]
+) -> tuple[Any, int]:
+    """What ``measure`` gives of a network that every run of a benchmark compares with.
+
+    Each of several processes would test it again. It is measured anew where its weights or its
+    config, which names the test set, are others.
+
+    Args:
+        kept (Path): The file that is read and written.
+        checkpoint (str): The network's weights: a file.
+        config (Path): Its config with the test set.
+        measure (Callable): Gives its measure, which JSON can hold, and its number of parameters.
+    """
+    digest = hashlib.sha256()
+    for path in (Path(checkpoint), config):
+        digest.update(path.read_bytes())
+    key = digest.hexdigest()
+    with one_at_a_time(kept):
+        known = json.loads(kept.read_text()) if kept.is_file() else {}
+        if known.get('network') != key:
+            value, parameters = measure()
+            known = dict(network=key, value=value, parameters=parameters)
+            kept.write_text(json.dumps(known))
+    return known['value'], known['parameters']
 
 
 def measure_run(

@@ -38,6 +38,7 @@ import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
 from mmdfkd.evaluation.benchmark import (
     finished_runs,
     measure_run,
+    measured_once,
     moved_options,
     plan_text,
     run_command,
@@ -121,6 +122,8 @@ STEPS = dict(quick=400, full=4000)
 # Steps of the first schedule of every run's config, but no more than a quarter of a run.
 WARMUP = 50
 METRIC = 'accuracy'
+# What is known of the teacher, beside the runs.
+TEACHER = 'teacher.json'
 GAIN = 'over_kl'
 # Every run's, whatever the main job takes.
 PROTOCOL = ('train_dataloader.batch_size=64', 'optim_wrapper.optimizer.lr=1e-3')
@@ -342,7 +345,13 @@ class Benchmark:
         run_command(command, ROOT, work_dir.with_name(work_dir.name + '.log'), run)
         facts = json.loads((work_dir / 'run.json').read_text())
         if self.teacher is None:
-            self.teacher = self._measure(work_dir, facts['teacher_checkpoint'], 'teacher_config.py')
+            config, weights = 'teacher_config.py', facts['teacher_checkpoint']
+            self.teacher = measured_once(
+                self.root / TEACHER,
+                weights,
+                work_dir / config,
+                lambda: self._measure(work_dir, weights, config),
+            )
         accuracy, parameters = self._measure(work_dir, str(work_dir / 'student.pth'))
         line = dict(
             benchmark=RESULTS.stem,

@@ -45,6 +45,7 @@ import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
 from mmdfkd.evaluation.benchmark import (
     finished_runs,
     measure_run,
+    measured_once,
     moved_options,
     one_at_a_time,
     plan_text,
@@ -157,6 +158,8 @@ WITHOUT_ROW = {
 }
 INITS = ('random', 'inherit')
 METRIC = 'accuracy'
+# What is known of the teacher, beside the runs.
+TEACHER = 'teacher_{}.json'
 # Steps of the first schedule of every run's config, which stay; the second one takes the rest.
 WARMUP = 50
 
@@ -526,7 +529,13 @@ class Benchmark:
         facts = json.loads((work_dir / 'run.json').read_text())
         passes = json.loads((work_dir / 'teacher_passes.json').read_text())
         if self.teacher is None:
-            self.teacher = self._measure(work_dir, facts['teacher_checkpoint'], 'teacher_config.py')
+            config, weights = 'teacher_config.py', facts['teacher_checkpoint']
+            self.teacher = measured_once(
+                self.root / TEACHER.format(run.set),
+                weights,
+                work_dir / config,
+                lambda: self._measure(work_dir, weights, config),
+            )
         student = 'student_start.pth' if start else 'student.pth'
         accuracy, parameters = self._measure(work_dir, str(work_dir / student))
         seconds = facts['seconds'] if not start else (facts['inheritance'] or {}).get('seconds', 0)
