@@ -560,6 +560,9 @@ def main(argv: list[str] | None = None) -> None:
         print(
             f'{run}: {line["metrics"]} of {line["teacher"]}, ceiling {line["ceiling"]}', flush=True
         )
+    for run in plan.runs(lines):
+        if run.row == BEST:
+            print(f'Not made: {run}; the inherited rows of the larger student tell which that is.')
 
 
 if __name__ == '__main__':
