@@ -181,7 +181,7 @@ class BenchmarkSet:
     make: str = 'lay it out as an image folder (see {readme}) or name its folder with --data-root'
 
 
-# Meant for an hour a set on two cores, two runs at a time; a whole pass was not timed.
+# Meant for an hour a set on two cores, two runs at a time.
 SETS = {
     'cifar10': BenchmarkSet(
         'configs/cifar10', dict(quick=48_000, full=480_000), 'configs/dfkt/cifar10_vit.py'
