@@ -28,6 +28,7 @@ model = dict(
     # Half of the teacher's parameters: every block, 3 of 4 heads and thin MLPs. Fewer blocks start
     # further from the teacher (docs/notes/classifiers.md).
     student=dict(type='mmdfkd.Shrunk', width=0.75, depth=1, mlp=0.56, init='inherit'),
+    # The best of the sources by a signal without data (docs/notes/classifiers.md).
     source=pooled,
     heads=[
         dict(type='mmdfkd.LogitHead'),
