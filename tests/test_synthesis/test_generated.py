@@ -1,11 +1,13 @@
 """The generator source: it learns, leaves the networks alone, and can be resumed bit by bit."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from synthesis_nets import classifier, detector
+from torch import nn
 
 from mmdfkd.adapters import Targets
 from mmdfkd.registry import MODELS
@@ -361,6 +363,14 @@ class TestCodes:
     def test_of_a_detector_without_the_background(self):
         teacher = detector(0)
         assert torch.equal(class_weights(teacher), teacher.net.roi_head.bbox_head.fc_cls.weight[:3])
+
+    def test_prototypes_are_no_boxes(self):
+        """Of four classes; DETRs name a branch of boxes by its number."""
+        head = nn.Module()
+        head.cls_branches = nn.ModuleList([nn.Linear(6, 4)])
+        head.reg_branches = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))])
+        teacher = SimpleNamespace(num_classes=4, net=head)
+        assert torch.equal(class_weights(teacher), head.cls_branches[0].weight)
 
     def test_onehot(self):
         codes = label_codes(classifier(0), 'onehot', 6)

@@ -153,6 +153,18 @@ def test_jensen_shannon_prior():
         DivergencePrior(temperature=-1)
 
 
+def test_divergence_is_not_rounded_under_mixed_precision():
+    """Steps of bfloat16 are .03 at a log-probability of -5."""
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        ctx = context(student=teacher('vit', seed=1))
+        logits = [r.logits for r in (ctx.teacher_response, ctx.student_response)]
+        found = DivergencePrior(masked=False)(ctx)
+    assert all(one.dtype == torch.bfloat16 for one in logits)
+    p, q = (softmax(one.detach().double().numpy()) for one in logits)
+    expected = -(p * (np.log(p) - np.log(q))).sum(-1)
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
 ROWS = torch.rand(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
