@@ -25,8 +25,10 @@ from mmdfkd.utils.launch import fail_clearly, use_all_cores
 
 # Sources of images that an inversion may start from; where a run has others, a pool of its own.
 _STARTS = ('mmdfkd.PooledSource', 'mmdfkd.MixtureSource')
-# What no default source draws; the pool has as many for an image that is taken.
-_TEXTURES, _POOLED = ('DeadLeaves', 'Fractal', 'Sinusoid', 'Shader'), 8
+# What no default source draws.
+_TEXTURES = ('DeadLeaves', 'Fractal', 'Sinusoid', 'Shader')
+# Images in their pool for each that is taken.
+_POOLED = 8
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -84,9 +86,10 @@ def read_scenes(path: Path, wanted: dict):
     # A file of images alone is taken as it is.
     other = {k: v for k, v in content.get('meta', {}).items() if k in wanted and wanted[k] != v}
     if other:
+        asked = {k: wanted[k] for k in other}
         raise ValueError(
-            f'{path} was made with {other}, and { ({k: wanted[k] for k in other}) } are asked for: '
-            'delete it, name another one with --scenes, or ask for the same.'
+            f'{path} was made with {other}, and {asked} are asked for: delete it, name another one '
+            'with --scenes, or ask for the same.'
         )
     return content.get('state_dict', content)['images']
 
