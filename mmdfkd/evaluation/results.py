@@ -74,9 +74,9 @@ def validate_result(fields: Mapping[str, Any], where: str) -> None:
             )
         if isinstance(value, float) and not math.isfinite(value):
             raise ResultError(f"{where}: '{name}' is {value}.")
-    if not 0 < fields['student'] <= 1:
+    if not 0 < fields['student'] < 2:
         raise ResultError(
-            f"{where}: 'student' is a share of the teacher's parameters in (0, 1], "
+            f"{where}: 'student' is a share of the teacher's parameters, about 1 at most, "
             f'not {fields["student"]}.'
         )
     metrics = fields['metrics']

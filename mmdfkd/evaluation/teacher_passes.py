@@ -173,7 +173,7 @@ def _used(priors: Iterable[Prior], teacher: nn.Module) -> list[Prior]:
     """Those that a source will use with this teacher."""
     adapter = build_adapter(teacher, Normalizer([0.0] * 3, [1.0] * 3, 'rgb'))
     if isinstance(priors, AutomaticPriors) and not priors.chosen:
-        chosen = inspect_teacher(adapter, targets=priors.targets).priors
+        chosen = inspect_teacher(adapter, priors.student, priors.targets).priors
         priors = [MODELS.build(prior) for prior in chosen]
     return [prior for prior in priors if prior.unsuited(adapter) is None]
 

@@ -18,11 +18,14 @@ class AutomaticPriors(nn.ModuleList):
 
     Args:
         targets (bool): Whether the images are to show something.
+        student (bool): Whether there is a student that differs from its teacher when images are
+            made. A set made once, before training, has none.
     """
 
-    def __init__(self, targets: bool = True) -> None:
+    def __init__(self, targets: bool = True, student: bool = True) -> None:
         super().__init__()
         self.targets = targets
+        self.student = student
         self.chosen = False
 
     def choose(self, teacher: Adapter, title: str) -> None:
@@ -36,7 +39,7 @@ class AutomaticPriors(nn.ModuleList):
             return
         self.chosen = True
         lines = []
-        for choice in inspect_teacher(teacher, targets=self.targets).choices:
+        for choice in inspect_teacher(teacher, self.student, self.targets).choices:
             if choice.used:
                 self.append(MODELS.build(dict(choice.cfg)))
                 text = f'{choice.cfg["weight"]:g} {choice.cfg["type"]}: {choice.why}'
@@ -45,7 +48,9 @@ class AutomaticPriors(nn.ModuleList):
         print_log('\n'.join([f"{title}: priors='auto' takes", *lines]), 'current')
 
 
-def build_priors(priors: Sequence[Mapping] | str, who: str, targets: bool = True) -> nn.ModuleList:
+def build_priors(
+    priors: Sequence[Mapping] | str, who: str, targets: bool = True, student: bool = True
+) -> nn.ModuleList:
     """The priors of a config.
 
     Args:
@@ -53,6 +58,7 @@ def build_priors(priors: Sequence[Mapping] | str, who: str, targets: bool = True
             teacher.
         who (str): The class they are given to, for the message.
         targets (bool): Whether the images are to show something.
+        student (bool): Whether images are made while a student learns.
 
     Raises:
         ValueError: On another word.
@@ -60,5 +66,5 @@ def build_priors(priors: Sequence[Mapping] | str, who: str, targets: bool = True
     if isinstance(priors, str):
         if priors != 'auto':
             raise ValueError(f"{who}: priors is a list of configs, or 'auto', got {priors!r}.")
-        return AutomaticPriors(targets)
+        return AutomaticPriors(targets, student)
     return nn.ModuleList(MODELS.build(prior) for prior in priors)

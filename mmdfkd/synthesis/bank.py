@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmdfkd.adapters.observation import Targets
 from mmdfkd.utils.checkpoint import sha256
+from mmdfkd.utils.memory import check_memory
 from mmdfkd.utils.run_files import write_json
 
 from .replay.index import FORMAT, MANIFEST, SEGMENT, Segment, manifests, merge, read_index
@@ -141,6 +142,11 @@ class ReplayBank:
                     else f'{what}, and max_bytes ({_size(self.max_bytes)}) does not hold even one: '
                     'raise max_bytes or set a folder.'
                 )
+            check_memory(
+                need // self.world,
+                f'ReplayBank: {self.capacity // self.world} images of {image_bytes:,} bytes',
+                'lower capacity, or set a folder, from which images are mapped',
+            )
             return
         place = self.folder
         while not place.exists():

@@ -15,6 +15,7 @@ from mmdfkd.synthesis.bank import ReplayBank
 from mmdfkd.synthesis.replay import segments
 from mmdfkd.synthesis.replay.segments import BankError, parse
 from mmdfkd.synthesis.replay.sparse import dense_probabilities, sparse_probabilities
+from mmdfkd.utils import memory
 from mmdfkd.utils.checkpoint import read_checkpoint, sha256
 from mmdfkd.utils.data_audit import DataAudit
 
@@ -420,6 +421,17 @@ def test_does_not_fit(tmp_path, monkeypatch):
     ReplayBank(SIZE, 100, tmp_path)
     with pytest.raises(ValueError, match='lower capacity to 100 or set a folder on a larger disk'):
         ReplayBank(SIZE, 101, tmp_path)
+
+
+def test_a_bank_larger_than_the_machine_has_memory(tmp_path, monkeypatch):
+    """Whatever max_bytes allows; a folder's images are mapped."""
+    monkeypatch.setattr(memory, 'available_memory', lambda: 100 * IMAGE)
+    ReplayBank(SIZE, 100)
+    with pytest.raises(ValueError, match=r'are left: lower capacity, or set a folder'):
+        ReplayBank(SIZE, 101)
+    # Each of two processes has half of it.
+    ReplayBank(SIZE, 200, rank=0, world=2)
+    ReplayBank(SIZE, 1000, tmp_path)
 
 
 def test_memory_never_exceeds(tmp_path):

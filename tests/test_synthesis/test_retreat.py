@@ -55,6 +55,18 @@ def test_refined_images_give_way_and_the_checkpoint_knows():
     assert again.share_now == 0.8
 
 
+def test_a_kept_pool_stays_where_a_learning_part_gives_way():
+    """To keep or to mix images is not to make them."""
+    kept = dict(type='mmdfkd.ReplaySource', source=POOL, prefill=4)
+    nested = dict(type='mmdfkd.MixtureSource', sources=[POOL, POOL])
+    source = ready(
+        dict(type='mmdfkd.MixtureSource', sources=[kept, nested, refined()], weights=[1, 1, 2])
+    )
+    said = source.on_collapse(WHY)
+    assert said == 'MixtureSource draws a share of 0.25 from the sources that learn, not 0.5'
+    assert source.shares_at(0) == pytest.approx([0.375, 0.375, 0.25])
+
+
 def test_what_has_nothing_to_fall_back_on_says_so():
     assert MODELS.build(POOL).on_collapse(WHY) is None
     assert MODELS.build(refined(share=0.0)).on_collapse(WHY) is None
@@ -103,6 +115,24 @@ def test_auto_takes_what_the_report_says(kind, targets, monkeypatch):
     assert suited_priors(priors, net, 'X') == used
     (said,) = told
     assert "X: priors='auto' takes" in said and 'fine noise satisfies any teacher' in said
+
+
+@pytest.mark.parametrize('every', [0, 5])
+def test_auto_asks_the_student_only_where_there_is_one(every):
+    """Images made once are made before the student learns: it is the teacher then."""
+    source = MODELS.build(
+        dict(
+            type='mmdfkd.PixelInversionSource',
+            source=None,
+            images=4,
+            share=1.0,
+            every=every,
+            priors='auto',
+        )
+    )
+    suited_priors(source.priors, teacher('vit'), 'X')
+    asked = [type(prior).__name__ for prior in source.priors if prior.asks_student]
+    assert bool(asked) == bool(every)
 
 
 def test_priors_that_are_given_stay():

@@ -29,12 +29,14 @@ class SyntheticSource(BaseModule):
         gives_answers: Whether what :meth:`draw` says of its images may hold the teacher's answers
             (``Targets.answers``): a training step whose heads read nothing else does without the
             teacher then.
+        passes_on: Whether it makes no image itself: it mixes, or keeps, those of other sources.
 
     A source holds neither network: both are handed to it, and it leaves them exactly as they were
     (:func:`mmdfkd.synthesis.frozen.frozen`).
     """
 
     needs_items = False
+    passes_on = False
     reads_images = False
     gives_answers = False
 

@@ -60,13 +60,14 @@ PRESETS: dict[str, dict] = {
         optimizer=_ADAM,
     ),
     # Choi et al., CVPR workshops 2020. Weights 1, 1, 1 and 20 as in CMI's scripts; that of the
-    # entropy is 20 times the natural logarithm of 10 classes in our unit.
+    # entropy is 20 times the natural logarithm of 10 classes in our unit; the divergence is
+    # unmasked, which there only CMI's own is.
     'dfq': dict(
         generator=dict(type='mmdfkd.ConvGenerator'),
         priors=[
             dict(type='mmdfkd.ClassPrior', weight=1.0, mode='self'),
             dict(type='mmdfkd.InformationEntropyPrior', weight=46.0),
-            dict(type='mmdfkd.DivergencePrior', weight=1.0),
+            dict(type='mmdfkd.DivergencePrior', weight=1.0, masked=False),
             dict(type='mmdfkd.BatchNormPrior', weight=1.0, published=True),
             _PATCHES,
         ],

@@ -131,7 +131,7 @@ class LayoutInversionSource(InvertingSource):
             raise ValueError(
                 f'LayoutInversionSource: boxes is (least, most), at least 1, not {tuple(boxes)}.'
             )
-        self.priors = build_priors(priors, 'LayoutInversionSource')
+        self.priors = build_priors(priors, 'LayoutInversionSource', student=bool(every))
         self.steps = steps
         self.lr = lr
         self.scales = tuple(scales)

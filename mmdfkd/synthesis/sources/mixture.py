@@ -38,6 +38,8 @@ class MixtureSource(RetreatingSource):
         TypeError: If a part reads an ordinary dataset, whose samples have no index.
     """
 
+    passes_on = True
+
     def __init__(
         self,
         sources: Sequence[Mapping],
@@ -122,8 +124,7 @@ class MixtureSource(RetreatingSource):
 
     def _learns(self) -> np.ndarray:
         """Which parts make images in their refreshes, and can collapse."""
-        own = SyntheticSource.refresh
-        return np.array([type(source).refresh is not own for source in self.sources])
+        return np.array([_makes_images(source) for source in self.sources])
 
     def on_collapse(self, reasons: Sequence[str]) -> str | None:
         """Halve the share of the parts that learn; where there are no others, ask each of them."""
@@ -169,6 +170,16 @@ class MixtureSource(RetreatingSource):
             for i, image in zip(mine, drawn, strict=True):
                 images[i] = image
         return torch.stack(images)
+
+
+def _makes_images(source: SyntheticSource) -> bool:
+    """Whether it, or a source within it, does; one that mixes or keeps others' images does not."""
+    parts = (part for part in source.modules() if isinstance(part, SyntheticSource))
+    return any(
+        type(part).refresh is not SyntheticSource.refresh
+        for part in parts
+        if not part.passes_on
+    )
 
 
 def _shares(count: int, schedule: Sequence[tuple[int, Sequence[float]]]) -> np.ndarray:

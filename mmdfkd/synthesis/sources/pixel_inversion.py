@@ -153,7 +153,7 @@ class PixelInversionSource(InvertingSource):
             )
         if optimizer is not None and 'lr' not in optimizer:
             raise ValueError(f'{name}: optimizer needs its lr, got {dict(optimizer)}.')
-        self.priors = build_priors(priors, name)
+        self.priors = build_priors(priors, name, student=bool(every))
         self.steps = steps
         self.lr = lr
         self.scales = tuple(scales)

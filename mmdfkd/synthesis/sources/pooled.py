@@ -11,6 +11,7 @@ from mmdfkd.adapters.base import Adapter
 from mmdfkd.adapters.observation import Targets
 from mmdfkd.datasets.synthetic import SyntheticDataset
 from mmdfkd.registry import MODELS, TASK_UTILS
+from mmdfkd.utils.memory import check_memory
 from mmdfkd.utils.opencv import single_threaded_opencv
 
 from ..frozen import frozen
@@ -99,7 +100,7 @@ class PooledSource(SyntheticSource):
         """Render the pool and have it scored; progress is logged.
 
         Raises:
-            ValueError: If the pool would not fit into ``max_bytes``.
+            ValueError: If the pool would not fit into ``max_bytes``, or into memory.
         """
         super().prepare(teacher, seed=seed, image_size=image_size, device=device)
         need = self.pool_size * 3 * self.image_size[0] * self.image_size[1]
@@ -110,6 +111,7 @@ class PooledSource(SyntheticSource):
                 f'({self.max_bytes / 2**30:.1f} GiB): lower pool_size to '
                 f'{self.pool_size * self.max_bytes // need} or raise max_bytes.'
             )
+        check_memory(need, f'PooledSource: {self.pool_size} images', 'lower pool_size')
         start = time.perf_counter()
         self.pool = torch.empty((self.pool_size, 3, *self.image_size), dtype=torch.uint8)
         votes = []

@@ -68,6 +68,7 @@ class ReplaySource(BankedSource):
     """
 
     measures_disagreement = True
+    passes_on = True
 
     def __init__(
         self,
