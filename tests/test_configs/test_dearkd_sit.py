@@ -14,7 +14,7 @@ from mmdfkd.distillers import build_network
 from mmdfkd.evaluation.cost import predict_flops
 from mmdfkd.registry import MODELS
 
-DEARKD = 'dearkd/dearkd_resnet18_to_vit128_cifar10'
+DEARKD = 'dearkd/dearkd_resnet18-c16_to_vit128_cifar10'
 SIT = 'sit/sit_vit128_to_sit128_cifar10'
 
 
@@ -68,7 +68,7 @@ def test_dearkd_drops_the_teacher_after_its_first_stage(tmp_path):
     stage = cfg.stage
     assert 0 < stage < cfg.max_iters
     cfg.model.source.update(images=4, batch=4, steps=3, checks=1)
-    teacher = narrow('dearkd/resnet18_cifar10', base_channels=4, stem_channels=4, dims=32)
+    teacher = narrow('dearkd/resnet18-c16_cifar10', base_channels=4, stem_channels=4, dims=32)
     run = prepared(cfg, teacher, narrow('dearkd/vit128_cifar10'), tmp_path)
     distiller = run[0]
     student = distiller.student

@@ -45,6 +45,7 @@ def test_written_lines_are_read_back(tmp_path):
         (dict(metrics=dict(bbox_mAP=float('nan'))), 'metrics'),
         (dict(metrics=dict(bbox_mAP='0.6')), 'metrics'),
         (dict(student=39), 'share'),
+        (dict(student=0.0), 'share'),
         (dict(seconds=float('inf')), 'seconds'),
         (dict(teacher=dict(bbox_mAP=0.7)), 'teacher'),
         (dict(extra=1), 'extra'),
@@ -222,3 +223,10 @@ def test_unclosed_marker_does_not_swallow_the_next_table():
     document = '<!-- results:ablation -->\n' + DOCUMENT[DOCUMENT.index('between') :]
     with pytest.raises(ResultError, match='has no place'):
         insert_tables(document, [result()])
+
+
+def test_a_student_may_hold_a_little_more_than_its_teacher(tmp_path):
+    """One that saves by its tokens, say."""
+    append_result(tmp_path / 'ablation.jsonl', **result(student=1.02))
+    (line,) = read_results(tmp_path / 'ablation.jsonl')
+    assert line['student'] == 1.02

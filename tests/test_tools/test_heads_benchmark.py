@@ -105,6 +105,10 @@ def test_gains_are_those_over_the_same_seed(tool, tmp_path):
     known = {tool.Run('real', 'KL', 'random', 0, 400): dict(metrics=dict(accuracy=50.0))}
     own = tool.Run('real', 'SimKD', 'random', 0, 400)
     assert tool.Benchmark.metrics(own, known, 60.0) == {'accuracy': 60.0}
+    known[tool.Run('real', 'KL, classifier kept', 'random', 0, 400)] = dict(
+        metrics=dict(accuracy=58.0)
+    )
+    assert tool.Benchmark.metrics(own, known, 60.0) == {'accuracy': 60.0, 'over_kl': 2.0}
     assert tool.Benchmark.metrics(tool.Run('real', 'KL + TaT', 'random', 5, 400), {}, 60.0) == {
         'accuracy': 60.0
     }
@@ -154,6 +158,7 @@ def test_methods_with_a_student_of_their_own_bring_it_along(tool, tmp_path):
             for images in ('data-free', 'real')
         )
         assert free.model.student == real.model.student and free.model.heads == real.model.heads
+        assert free.model.get('extra_teachers') == real.model.get('extra_teachers')
         assert Path(real.model.student.config).is_file()
         assert real.model.source.type == 'mmdfkd.DatasetSource' and not real.model.data_free
         init = 'inherit' if row in tool.OWN_INHERITED_ROWS else None
@@ -161,6 +166,21 @@ def test_methods_with_a_student_of_their_own_bring_it_along(tool, tmp_path):
         run = tool.Run('real', row, 'random', 0, 400)
         options = tool.options_of(run, tool.row_config(run, tmp_path))
         assert f'model.student.init={free.model.student.init}' in options
+    # Of each there is KL alone of the same student, from the same start.
+    for row, alone in tool.OWN_KL.items():
+        assert tool.kl_of(row) == tool.kl_of(alone) == alone and alone in tool.OWN_CONFIGS
+        assert (row in tool.OWN_ROWS) == (alone in tool.OWN_ROWS)
+        for images in tool.IMAGES:
+            mine, its = (
+                Config.fromfile(tool.row_config(tool.Run(images, n, 'random', 0, 400), tmp_path))
+                for n in (row, alone)
+            )
+            assert its.model.heads == [dict(type='mmdfkd.LogitHead')] != mine.model.heads
+            assert its.model.source == mine.model.source
+            own, other = (Path(cfg.model.student.config).resolve() for cfg in (mine, its))
+            assert own == other and mine.model.student.init == its.model.student.init
+            assert not its.model.get('extra_teachers')
+    assert set(tool.OWN_KL) | set(tool.OWN_KL.values()) == set(tool.OWN_CONFIGS)
     # SimKD's classifier is the teacher's, not random.
     run = tool.Run('real', 'SimKD', 'random', 0, 400)
     assert 'model.student.init=config' in tool.options_of(run, tool.row_config(run, tmp_path))

@@ -42,7 +42,22 @@ def test_every_prior_has_a_row(tool):
     assert used == {name for name in ours if name.endswith('Prior')}
 
 
-def test_a_network_without_committed_weights(tool):
+def test_every_source_has_a_row_or_a_reason(tool):
+    used = {
+        row.source['type'].removeprefix('mmdfkd.')
+        for which in tool.SETS.values()
+        for row in tool.rows_of(which)
+    }
+    assert {'NoiseRenderer', 'ProceduralRenderer'} <= used
+    used |= {'RenderedSource'}
+    used = {'GeneratorSource' if name == 'PresetGeneratorSource' else name for name in used}
+    ours = {k: v for k, v in MODELS.module_dict.items() if v.__module__.startswith('mmdfkd.')}
+    sources = {name for name in ours if name.endswith('Source')} - {'PresetGeneratorSource'}
+    assert sources <= used | set(tool.WITHOUT_ROW)
+    assert set(tool.WITHOUT_ROW) <= sources and not used & set(tool.WITHOUT_ROW)
+
+
+def test_a_teacher_with_batch_norms(tool):
     teacher = tool.load_teacher(tool.SETS['resnet'], 'cpu')
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in teacher.net.modules())
 

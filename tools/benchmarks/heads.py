@@ -13,9 +13,9 @@ features already.
 
 A finished run is one line of docs/results/heads.jsonl, written at once; a run whose line is there
 is not repeated, so an interrupted benchmark goes on; runs are made side by side, one a core
-(--jobs). ``over_kl`` is the accuracy beyond that of KL alone of the same images, start and
-seed; its deviation over seeds is what a gain has to be held against. The ceiling of a data-free run
-is the same heads on the real images. The test split is read to test finished students and for
+(--jobs). ``over_kl`` is the accuracy beyond that of KL alone of the same student, images, start
+and seed; its deviation over seeds is what a gain has to be held against. The ceiling of a data-free
+run is the same heads on the real images. The test split is read to test finished students and for
 nothing else.
 
 quick: one seed, 400 steps, the rows named first.
@@ -97,21 +97,43 @@ INHERITED_ROWS = {
     'KL + channel map': 'channel_map/channel-map',
     'KL + block-wise': 'block_wise/block-wise',
 }
-# Methods that need a student of their own; what it has of the parameters is in its line.
+# Methods that need a student of their own; what it has of the parameters is in its line. Before
+# them KL alone of that student, which they are measured against: the config's, with other heads.
 OWN_ROWS = {
+    'KL, distilled ViT': 'deit/deit-hard_vit128_to_distilled-vit96_cifar10.py',
     'DeiT token, hard': 'deit/deit-hard_vit128_to_distilled-vit96_cifar10.py',
     'DeiT token, soft': 'deit/deit-soft_vit128_to_distilled-vit96_cifar10.py',
+    'Co-advise': 'co_advise/co-advise_vit128-resnet18-c16_to_distilled-vit96_cifar10.py',
+    'KL, classifier kept': 'simkd/simkd_vit128_to_simkd-vit88_cifar10.py',
     'SimKD': 'simkd/simkd_vit128_to_simkd-vit88_cifar10.py',
+    'KL, projector kept': 'lift/lift_vit128_to_lift-vit88_cifar10.py',
     'Lift': 'lift/lift_vit128_to_lift-vit88_cifar10.py',
+    'KL, wide last block': 'lift/widelast_vit128_to_widelast-vit64_cifar10.py',
     'WideLast': 'lift/widelast_vit128_to_widelast-vit64_cifar10.py',
+    'KL, CNN': 'cross_architecture/cross-architecture_vit128_to_resnet18-c11_cifar10.py',
     'ViT to CNN': 'cross_architecture/cross-architecture_vit128_to_resnet18-c11_cifar10.py',
 }
 # Likewise, made of their teacher whole.
 OWN_INHERITED_ROWS = {
+    'KL, slimmed': 'sit/sit_vit128_to_sit128_cifar10.py',
     'SiT': 'sit/sit_vit128_to_sit128_cifar10.py',
+    'KL, shared weights': 'minivit/minivit_vit128_to_mini-vit128_cifar10.py',
     'MiniViT, shared weights': 'minivit/minivit_vit128_to_mini-vit128_cifar10.py',
 }
 OWN_CONFIGS = OWN_ROWS | OWN_INHERITED_ROWS
+# KL alone of the student of each.
+OWN_KL = {
+    'DeiT token, hard': 'KL, distilled ViT',
+    'DeiT token, soft': 'KL, distilled ViT',
+    'Co-advise': 'KL, distilled ViT',
+    'SimKD': 'KL, classifier kept',
+    'Lift': 'KL, projector kept',
+    'WideLast': 'KL, wide last block',
+    'ViT to CNN': 'KL, CNN',
+    'SiT': 'KL, slimmed',
+    'MiniViT, shared weights': 'KL, shared weights',
+}
+KL_ROWS = {KL, *OWN_KL.values()}
 ROWS = FULL_ROWS | REAL_ROWS | INHERITED_ROWS | OWN_CONFIGS
 # What full makes of inherited students.
 INHERITED_PLAN = (KL, *INHERITED_ROWS, *OWN_INHERITED_ROWS)
@@ -149,7 +171,7 @@ class Run:
     @property
     def name(self) -> str:
         """Name of its work directory."""
-        row = self.row.replace(' + ', '_').replace(' ', '_')
+        row = self.row.replace(' + ', '_').replace(', ', '_').replace(' ', '_')
         return f'{row}_{self.images}_{self.init}_{self.steps}_s{self.seed}'.lower()
 
     def __str__(self) -> str:
@@ -171,19 +193,30 @@ def method_config(row: str) -> Path:
     return CONFIGS / (name if row in OWN_CONFIGS else f'{name}{SUFFIX}')
 
 
+def kl_of(row: str) -> str:
+    """The row of KL alone that a row is measured against, of the same student."""
+    return row if row in KL_ROWS else OWN_KL.get(row, KL)
+
+
 def row_config(run: Run, folder: Path) -> Path:
-    """The config of a run; on real images it is written to ``folder``."""
+    """The config of a run; on real images, or with other heads, it is written to ``folder``."""
     path = method_config(run.row)
-    if run.images != 'real' or run.row in REAL_ROWS:
+    alone = run.row in KL_ROWS - {KL}
+    if run.row in REAL_ROWS or run.images != 'real' and not alone:
         return path
     model = Config.fromfile(path).model.to_dict()
-    changes = f'heads={model["heads"]!r}, student={dict(model["student"], _delete_=True)!r}'
+    heads = [dict(type='mmdfkd.LogitHead')] if alone else model['heads']
+    changes = dict(heads=heads, student=dict(model['student'], _delete_=True))
+    if 'extra_teachers' in model and not alone:
+        changes['extra_teachers'] = model['extra_teachers']
+    base = REAL_CONFIG if run.images == 'real' else path
     folder.mkdir(parents=True, exist_ok=True)
-    written = folder / f'{path.stem.removesuffix(SUFFIX[:-3])}_real.py'
+    name = f'{path.stem.removesuffix(SUFFIX[:-3])}{"_kl" if alone else ""}_{run.images}.py'
+    written = folder / name
     written.write_text(
-        f'# The heads of {path.relative_to(ROOT).as_posix()} on real images.\n'
-        f'_base_ = {REAL_CONFIG.as_posix()!r}\n'
-        f'model = dict({changes})\n'
+        f'# {path.relative_to(ROOT).as_posix()}: {run}.\n'
+        f'_base_ = {base.as_posix()!r}\n'
+        f'model = dict({", ".join(f"{key}={value!r}" for key, value in changes.items())})\n'
     )
     return written
 
@@ -239,7 +272,7 @@ class Plan:
     def needs(run: Run) -> list[Run]:
         """Runs whose lines have to be there before a run: KL alone, and the real images'."""
         rivals = (
-            Run(run.images, KL, run.init, run.seed, run.steps),
+            Run(run.images, kl_of(run.row), run.init, run.seed, run.steps),
             Run('real', run.row, run.init, run.seed, run.steps),
         )
         return [rival for rival in rivals if rival != run]
@@ -286,11 +319,16 @@ def check_files(plan: Plan, data_root: str | None) -> None:
                 f'The {split} split of CIFAR-10, {root / split}, is not there: lay it out as an '
                 'image folder (see configs/cifar10/README.md) or name its folder with --data-root.'
             )
-    if not Path(cfg.model.teacher.checkpoint).is_file():
-        raise FileNotFoundError(
-            f'The teacher, {cfg.model.teacher.checkpoint}, is not there: see '
-            'configs/cifar10/README.md for how it is trained.'
-        )
+    teachers = {str(cfg.model.teacher.checkpoint)}
+    for row in {run.row for run in plan.runs()}:
+        extra = Config.fromfile(method_config(row)).model.get('extra_teachers', ())
+        teachers |= {str(teacher.checkpoint) for teacher in extra}
+    for path in sorted(teachers):
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f'The teacher, {path}, is not there: see the README.md beside it, or of '
+                'configs/cifar10, for how it is trained.'
+            )
 
 
 def options_of(run: Run, config: Path, data_root: str | None = None) -> list[str]:
@@ -384,10 +422,9 @@ class Benchmark:
     @staticmethod
     def metrics(run: Run, lines: Mapping[Run, Mapping], accuracy: float) -> dict[str, float]:
         """Accuracy, and what it is beyond that of KL alone of the same student, where known."""
-        if run.row in OWN_CONFIGS:
-            return {METRIC: accuracy}
-        base = lines.get(Run(run.images, KL, run.init, run.seed, run.steps))
-        known = accuracy if run.row == KL else base and base['metrics'][METRIC]
+        rival = kl_of(run.row)
+        base = lines.get(Run(run.images, rival, run.init, run.seed, run.steps))
+        known = accuracy if run.row == rival else base and base['metrics'][METRIC]
         gain = {} if known is None else {GAIN: round(accuracy - known, 4)}
         return {METRIC: accuracy, **gain}
 

@@ -36,6 +36,7 @@ from typing import Any
 
 import cv2
 import torch
+from mmengine.config import Config
 from torch import Tensor
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
@@ -50,6 +51,10 @@ RESULTS = ROOT / 'docs' / 'results' / 'source_cost.jsonl'
 
 FORWARD, FROZEN, UNFROZEN = 'gradient-free pass', 'frozen step', 'unfrozen step'
 PROCEDURAL = dict(type='mmdfkd.ProceduralRenderer')
+NOISE = dict(type='mmdfkd.NoiseRenderer')
+# What classifiers are distilled on by default: the pool of configs/_base_/dfkd_classifier.py, and
+# the whole of it, since what the teacher is asked once is shared by all of its images.
+DEFAULT_POOL = 'default pool'
 # Start images that nobody scores, drawn as they are.
 START = dict(
     type='mmdfkd.PooledSource',
@@ -112,6 +117,11 @@ MODES: dict[str, dict] = {
     'PRI, 4 images': dict(sparse=dict(type='mmdfkd.PatchRebirth', images=4)),
     'SMI after half resolution': dict(half=1 / 3, sparse=dict(type='mmdfkd.PatchDropping')),
 }
+#: Sources that no row shows, and why.
+WITHOUT_ROW = {
+    'MixtureSource': 'costs what its parts cost, each whole',
+    'DatasetSource': 'reads an ordinary dataset: its pipeline is what it costs',
+}
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ SETS = {
     ),
     # A convolutional teacher, for the statistics of its batch norms.
     'resnet': Set(
-        'configs/dearkd/resnet18_cifar10',
+        'configs/dearkd/resnet18-c16_cifar10',
         32,
         8,
         rows=('inversion: class', 'inversion: class, batch norm', 'inversion: default priors'),
@@ -165,7 +175,7 @@ class Row:
 
     Attributes:
         name: In the results.
-        source: Its config; empty for the renderer alone.
+        source: Its config; of mmdfkd.RenderedSource, the renderer's: loader workers run that alone.
         steps: Gradient steps of an image.
         start: What images start from.
     """
@@ -174,6 +184,12 @@ class Row:
     source: Mapping[str, Any] = field(hash=False)
     steps: int
     start: str = 'procedural'
+
+
+def default_pool() -> dict[str, Any]:
+    """The classifiers' default source, rendered by this process."""
+    pool = Config.fromfile(ROOT / 'configs' / '_base_' / 'dfkd_classifier.py').pooled.to_dict()
+    return dict(pool, num_workers=0)
 
 
 def rows_of(which: Set) -> list[Row]:
@@ -191,8 +207,10 @@ def rows_of(which: Set) -> list[Row]:
     # Before the first step only what makes the round measured possible.
     generator = dict(type='mmdfkd.PresetGeneratorSource', batch=batch, every=1, first=1)
     rows = [
-        Row('procedural', {}, 0, 'none'),
+        Row('noise', NOISE, 0, 'none'),
+        Row('procedural', PROCEDURAL, 0, 'none'),
         Row('pool, scored', dict(START, pool_size=batch, balance=True), 0, 'none'),
+        Row(DEFAULT_POOL, default_pool(), 0, 'none'),
         Row('folder, filtered', dict(type='mmdfkd.FolderSource'), 0, 'files'),
         Row('replay, 4 views answered', dict(REPLAY, source=START, batch=batch), 0),
         Row(
@@ -276,8 +294,8 @@ def maker(
     """What makes one batch of a row and says how many images that were; start images are ready."""
     device = next(teacher.net.parameters()).device
     size = (which.size, which.size)
-    if not row.source:
-        render, number = TASK_UTILS.build(PROCEDURAL), iter(range(1 << 30))
+    if row.source['type'].endswith('Renderer'):
+        render, number = TASK_UTILS.build(row.source), iter(range(1 << 30))
         return lambda: sum(render(0, next(number), size) is not None for _ in range(which.batch))
     cfg = dict(row.source)
     if row.start == 'files':
@@ -290,7 +308,7 @@ def maker(
 
         def score() -> int:
             source.prepare(teacher, **where)
-            return which.batch
+            return getattr(source, 'pool_size', which.batch)
 
         return score
     source.prepare(teacher, **where)

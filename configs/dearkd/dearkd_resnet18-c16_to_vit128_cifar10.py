@@ -1,7 +1,5 @@
 # DearKD (Chen et al., CVPR 2022) in its data-free mode: early features of a CNN in a first stage.
-#   python tools/train.py configs/dearkd/resnet18_cifar10.py
-#   python tools/model_converters/publish_model.py work_dirs/resnet18_cifar10/iter_7000.pth configs/dearkd/resnet18_cifar10.pth
-#   python tools/train.py configs/dearkd/dearkd_resnet18_to_vit128_cifar10.py
+#   python tools/train.py configs/dearkd/dearkd_resnet18-c16_to_vit128_cifar10.py
 # What is the paper's and what is ours is in README.md.
 _base_ = [
     '../_base_/runtime.py', '../_base_/dfkd_runtime.py', '../_base_/dfkd_classifier.py',
@@ -9,16 +7,16 @@ _base_ = [
 ]
 default_scope = 'mmpretrain'
 
-max_iters = 3000
-# 250 of 300 epochs.
-stage = 2500
+max_iters = 1200
+# As 250 of 300 epochs.
+stage = 1000
 first = dict(points=[(0, 1), (stage - 1, 1), (stage, 0)])
 second = dict(points=[(0, 0), (stage - 1, 0), (stage, 1)])
 
 model = dict(
     teacher=dict(
-        config='{{ fileDirname }}/resnet18_cifar10.py',
-        checkpoint='{{ fileDirname }}/resnet18_cifar10.pth'),
+        config='{{ fileDirname }}/resnet18-c16_cifar10.py',
+        checkpoint='{{ fileDirname }}/resnet18-c16_cifar10.pth'),
     student=dict(_delete_=True, config='{{ fileDirname }}/vit128_cifar10.py', init='random'),
     heads=[
         # First stage: half the labels, half the teacher's decisions, and its first stages.
