@@ -1,6 +1,6 @@
 # Manifold distillation of a ViT detector: cosines between patches of its blocks and of its pyramid.
 #   python tools/train.py configs/manifold/manifold_vitdet_digits.py
-_base_ = '../digits/dfkd_procedural.py'
+_base_ = '../dfkd_vitdet.py'
 model = dict(
     heads=[
         dict(type='mmdfkd.PyramidHead'),

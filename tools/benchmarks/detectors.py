@@ -67,6 +67,8 @@ ROWS = {
 EXTRA_ROWS = {
     'mixture, features first': 'dfkd_features_first.py',
     'mixture, blocks first': 'dfkd_blocks_first.py',
+    'PKD': 'dfkd_pkd.py',
+    'manifold': 'dfkd_manifold.py',
     'Hungarian matching': 'dfkd_hungarian.py',
     'pseudo labels': 'dfkd_pseudo.py',
     'encoder memory alone': 'dfkd_memory.py',
