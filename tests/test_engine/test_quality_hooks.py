@@ -91,6 +91,25 @@ def watched(folder, without):
     return _run(folder, 'watched', hooks, visualizer=dict(type='Visualizer', vis_backends=backends))
 
 
+def test_tensorboard_gets_figures_histograms_and_pictures(folder, without):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
+    hooks = [
+        dict(type='mmdfkd.SyntheticQualityHook', interval=2, images=6, old=3),
+        dict(type='mmdfkd.SyntheticVisHook', interval=4, images=3),
+    ]
+    _run(folder, 'board', hooks, visualizer=dict(type='Visualizer', vis_backends=backends))
+    (events,) = (folder / 'board').glob('*/vis_data/events.out.*')
+    told = EventAccumulator(str(events), dict(scalars=0, histograms=0, images=0)).Reload()
+    tags = told.Tags()
+    assert 'quality/coverage' in tags['scalars']
+    assert [one.step for one in told.Scalars('quality/coverage')] == [1, 2, 4]
+    assert [one.step for one in told.Histograms('quality/confidence_histogram')] == [1, 2, 4]
+    assert any('synthetic' in name for name in tags['images'])
+
+
 def _same_run(a, b):
     states = [
         (run['state_dict'], *(run['dfkd_state'][k] for k in ('heads', 'source'))) for run in (a, b)

@@ -20,6 +20,7 @@ from mmdfkd.adapters import Normalizer, build_adapter
 from mmdfkd.engine import image_sets
 from mmdfkd.engine.image_sets import class_folders
 from mmdfkd.engine.synthesize import synthesize
+from mmdfkd.registry import MODELS
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +94,30 @@ def test_mmpretrain_trains_on_it(classes):
         ),
     )
     assert dataset.metainfo['classes'] == NAMES and len(dataset) == 7
+
+
+def test_a_run_draws_from_it(folder, classes):
+    """As from any folder that somebody has: the teacher says what is seen in each image."""
+    net = toy.build(toy.classifier_model(), scope='mmpretrain')
+    net.load_state_dict(torch.load(folder / 'classifier.pth', weights_only=False)['state_dict'])
+    teacher = build_adapter(net, Normalizer(toy.MEAN, toy.STD, 'rgb'))
+    cfg = dict(type='mmdfkd.FolderSource', root=str(classes), filter=dict(duplicates=None))
+    source = MODELS.build(dict(cfg, augment=None))
+    source.folder = folder / 'run'
+    pixels = {
+        str(path.relative_to(classes)): cv2.imread(str(path))[..., ::-1].transpose(2, 0, 1)
+        for path in classes.glob('*/*.png')
+    }
+    size = next(iter(pixels.values())).shape[1:]
+    source.prepare(teacher, seed=0, image_size=size, device='cpu')
+    source.fill(teacher)
+    made = json.loads((classes / 'labels.json').read_text())
+    assert sorted(source.names) == sorted(made['images'])
+    first = {name: NAMES.index(name.split('/')[0]) for name in source.names}
+    assert source.labels.tolist() == [first[name] for name in source.names]
+    images, _ = source.draw([dict(g=g) for g in range(5)])
+    known = {image.tobytes() for image in pixels.values()}
+    assert {image.mul(255).round().byte().numpy().tobytes() for image in images} <= known
 
 
 _TRAIN = dict(
