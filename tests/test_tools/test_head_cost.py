@@ -51,8 +51,13 @@ def test_a_row_beside_kl(tool, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tool.Config, 'fromfile', small)
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    base = tool.distiller_of(tool.KL, 'cpu')
-    found, seconds = tool.measure(tool.distiller_of(tool.KL, 'cpu'), base, images, 2)
+    base = tool.distiller_of('KL', 'cpu')
+    found, seconds = tool.measure(tool.distiller_of('KL', 'cpu'), base, images, 2)
     assert found['memory'] == 1 and seconds > 0 and found['time'] > 0
     found, _ = tool.measure(tool.distiller_of('KL + manifold', 'cpu'), base, images, 1)
     assert 1 < found['memory'] < 3 and found['mib'] > 0
+    # Of a student of its own kind KL alone is that student's.
+    assert set(tool.OWN_KL) <= set(tool.ROWS) and tool.kl_of('SiT') == 'KL, slimmed'
+    own, alone = (tool.distiller_of(row, 'cpu') for row in ('DeiT token, hard', 'KL, distilled ViT'))
+    assert own.student.net.state_dict().keys() == alone.student.net.state_dict().keys()
+    assert [type(head).__name__ for head in alone.student.heads] == ['LogitHead']

@@ -3,9 +3,9 @@
     python tools/benchmarks/head_cost.py
     python tools/benchmarks/head_cost.py --rows "KL + manifold" --rounds 15
 
-The rows of tools/benchmarks/heads.py whose student differs in nothing but its heads. A step is a
-whole one: teacher, student, losses, gradients, optimiser, on images that are there already. In each
-round come a step of the row and one of KL alone, in one process, now this first and now that; the
+The rows of tools/benchmarks/heads.py. A step is a whole one: teacher, student, losses, gradients,
+optimiser, on images that are there already. In each round come a step of the row and one of KL
+alone of the same student, in one process, now this first and now that; the
 median of the ratios is taken, so a machine that others use at the same time meets both. Seconds are
 those that the process computed on a CPU, of the clock on a GPU.
 
@@ -18,14 +18,24 @@ is not repeated.
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 
 import torch
-from heads import FULL_ROWS, KL, method_config  # the benchmark beside this file
-from heads import INHERITED_ROWS as INHERITED
+from heads import (  # the benchmark beside this file
+    FULL_ROWS,
+    INHERITED_ROWS,
+    OWN_CONFIGS,
+    OWN_INHERITED_ROWS,
+    OWN_KL,
+    Run,
+    kl_of,
+    row_config,
+)
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from source_cost import clock
@@ -39,14 +49,18 @@ from mmdfkd.utils.launch import fail_clearly
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'docs' / 'results' / 'head_cost.jsonl'
 SIZE = 32
-ROWS = FULL_ROWS | INHERITED
+INHERITED = INHERITED_ROWS | OWN_INHERITED_ROWS
+ROWS = FULL_ROWS | INHERITED_ROWS | OWN_KL
 
 
 def distiller_of(row: str, device: str) -> DataFreeDistiller:
     """The run of a row, started; images come from outside."""
-    cfg = Config.fromfile(method_config(row))
+    init = 'inherit' if row in INHERITED else 'random'
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = Config.fromfile(row_config(Run('data-free', row, init, 0, 1), Path(folder)))
     cfg.model.source = dict(type='mmdfkd.RenderedSource')
-    cfg.model.student.init = 'inherit' if row in INHERITED else 'random'
+    if row not in OWN_CONFIGS:
+        cfg.model.student.init = init
     # The start is not measured, and its quality is nothing here.
     cfg.model.inheritance = dict(images=64)
     distiller = MODELS.build(cfg.model).to(device)
@@ -142,18 +156,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     images = torch.randint(0, 256, (args.batch, 3, SIZE, SIZE), dtype=torch.uint8)
     images = images.to(args.device)
-    base = distiller_of(KL, args.device)
-    share = count_parameters(base.student.net)[0] / count_parameters(base.teacher.adapter.net)[0]
+    rival = cache(lambda row: distiller_of(row, args.device))
     where = f'cifar10, {args.device}, batch {args.batch}'
     for name in args.rows:
         if (where, name) in finished_runs(args.out, lambda line: (line['set'], line['row'])):
             continue
         began = time.perf_counter()
-        found, seconds = measure(distiller_of(name, args.device), base, images, args.rounds)
+        base = rival(kl_of(name))
+        row = distiller_of(name, args.device)
+        found, seconds = measure(row, base, images, args.rounds)
+        parameters = [
+            count_parameters(net)[0] for net in (row.student.net, row.teacher.adapter.net)
+        ]
         line = dict(
             benchmark=RESULTS.stem,
             set=where,
-            student=round(share, 4),
+            student=round(parameters[0] / parameters[1], 4),
             row=name,
             init='inherit' if name in INHERITED else 'random',
             seed=0,
