@@ -23,10 +23,13 @@ model = dict(
         init='inherit'),
     inheritance=dict(images=128),
     source=dict(pool_size=4096, batch_size=4),
+    # The pyramid, and the heads of all inherited DETRs (configs/_base_/dfkd_detr.py): the student's own
+    # queries are asked of the teacher, too, and all count alike (docs/notes/detr.md).
     heads=[
         dict(type='mmdfkd.PyramidHead', floor=1.0),
         dict(type='mmdfkd.EncoderMemoryHead'),
         dict(type='mmdfkd.RPNResponseHead'),
-        dict(type='mmdfkd.QueryAlignedHead'),
+        dict(type='mmdfkd.QueryAlignedHead', fresh=False, floor=1.0),
+        dict(type='mmdfkd.StudentQueryHead'),
     ])
 train_dataloader = dict(batch_size=4, dataset=dict(image_size=image_size))

@@ -1,4 +1,4 @@
-# CWD: where each channel peaks (Shu et al., ICCV 2021); the published weight of a level.
+# CWD: where each channel peaks (Shu et al., ICCV 2021); the weight of a level as in MMRazor.
 #   python tools/train.py configs/cwd/cwd_vit128_to_vit96_cifar10.py
 _base_ = '../_base_/methods_cifar10.py'
 model = dict(

@@ -45,8 +45,11 @@ def build_adapter(net: nn.Module, normalizer: Normalizer) -> Adapter:
     if type(net).__name__ in _INSTEAD:
         raise TypeError(f'No adapter runs a {type(net).__name__}: {_INSTEAD[type(net).__name__]}')
     known = '; '.join(f.family + (f' ({f.examples})' if f.examples else '') for f in FAMILIES)
+    # Of a one-stage detector it is the head that tells: RTMDet-Ins is an RTMDet, too.
+    head = getattr(net, 'bbox_head', None)
+    what = type(net).__name__ + ('' if head is None else f' with a {type(head).__name__}')
     raise TypeError(
-        f'No adapter runs a {type(net).__name__}. Supported families: {known}. To add one, '
+        f'No adapter runs a {what}. Supported families: {known}. To add one, '
         'implement mmdfkd.adapters.Adapter: supports, num_classes, features, answer, target_loss '
         'and class_votes, of a detector propose and detect, too (docs/adding_a_family.md).'
     )

@@ -43,7 +43,7 @@ def _runs(head: nn.Module) -> bool:
 
 
 class OneStageAdapter(Adapter):
-    """mmdet's RetinaNet, FCOS, GFL and RTMDet, with anchors and without.
+    """mmdet's RetinaNet, FCOS, GFL and RTMDet, with anchors and without; boxes alone, no masks.
 
     Both networks answer at every place of every level. Where teacher and student have one grid
     (strides, sizes of the maps, anchors), places are pairs, also of two heads: GFL's and FCOS's are
@@ -51,7 +51,7 @@ class OneStageAdapter(Adapter):
     """
 
     family = 'one-stage'
-    examples = 'RetinaNet, FCOS, GFL, RTMDet'
+    examples = 'RetinaNet, FCOS, GFL, RTMDet, of boxes without masks'
     #: Places per image that the probe holds.
     most = 100
 
@@ -285,6 +285,8 @@ class OneStageAdapter(Adapter):
             img_shape=memory.image_size, ori_shape=memory.image_size, scale_factor=(1.0, 1.0)
         )
         metas = [dict(meta) for _ in range(len(memory.feats[0]))]
+        # mmdet makes anchors of the maps' type: in half precision they would miss pixels.
+        maps = ([x.float() for x in levels] for levels in maps)
         return self.head.predict_by_feat(*maps, batch_img_metas=metas, rescale=False)
 
     def plan(self, maps: Sequence[Tensor], targets: Targets) -> list[PlacePlan]:

@@ -27,13 +27,23 @@ def _given(net: nn.Module, memory: Memory) -> Iterator[None]:
         given['forward_encoder'] = lambda **_: dict(memory.encoder.before_decoder)
     for name, method in given.items():
         setattr(net, name, method)
+    hooks = []
+    if getattr(net, 'with_rpn', False):
+        # mmdet makes anchors of the maps' type: in half precision proposals would miss pixels.
+        hooks.append(net.rpn_head.register_forward_hook(_in_full_precision))
     net.training = True
     try:
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for name in given:
             delattr(net, name)
         net.training = training
+
+
+def _in_full_precision(_, __, maps: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
+    return tuple([x.float() for x in levels] for levels in maps)
 
 
 def _assigns_itself(net: nn.Module) -> bool:

@@ -61,9 +61,9 @@ class TwoStageAdapter(Adapter):
     def propose(self, memory: Memory, targets: Targets | None = None) -> Probe:
         """The RPN's proposals after suppression, by the network's own ``test_cfg``."""
         rpn = self.net.rpn_head
-        results = rpn.predict_by_feat(
-            *rpn(memory.feats), batch_img_metas=self._metas(memory), cfg=rpn.test_cfg
-        )
+        # mmdet makes anchors of the maps' type: in half precision they would miss pixels.
+        maps = ([x.float() for x in levels] for levels in rpn(memory.feats))
+        results = rpn.predict_by_feat(*maps, batch_img_metas=self._metas(memory), cfg=rpn.test_cfg)
         probe = Probe(boxes=[r.bboxes for r in results], scores=[r.scores for r in results])
         if len(self.stages.heads) > 1:
             _, places = self.stages.run(memory.feats, probe.boxes, memory.image_size)

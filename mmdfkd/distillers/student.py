@@ -133,14 +133,14 @@ class Student(nn.Module):
             head.bind(self.net, teacher.net)
         needs = self.needs
         # Where the grid is finer than the width, only the head's own setting tells.
-        last = {
-            tap: head.channels_last
-            for head in self.heads
-            if getattr(head, 'channels_last', None) is not None
-            for tap in (*head.needs.taps_student, *head.needs.taps_teacher)
-        }
-        mine = widths_of(self.adapter, needs.taps_student, image_size, last)
-        theirs = widths_of(teacher, needs.taps_teacher, image_size, last)
+        last = {}, {}
+        for head in self.heads:
+            said = getattr(head, 'channels_last', (None, None))
+            for side, taps in enumerate((head.needs.taps_student, head.needs.taps_teacher)):
+                if said[side] is not None:
+                    last[side].update(dict.fromkeys(taps, said[side]))
+        mine = widths_of(self.adapter, needs.taps_student, image_size, last[0])
+        theirs = widths_of(teacher, needs.taps_teacher, image_size, last[1])
         for head in self.heads:
             head.build_aligners(mine, theirs)
 

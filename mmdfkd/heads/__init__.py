@@ -19,8 +19,9 @@ from .generation import GenerationHead
 from .logit import LogitHead
 from .mask import MaskResponseHead
 from .noise_adapted import NoiseAdaptedHead
+from .object_watch import NoDetectionsError
 from .probe import ProbeHead
-from .pseudo_label import NoDetectionsError, PseudoLabelHead
+from .pseudo_label import PseudoLabelHead
 from .pyramid import PyramidHead
 from .query_aligned import QueryAlignedHead
 from .query_hungarian import HungarianQueryHead

@@ -44,6 +44,14 @@ def attention_heads(net: nn.Module, tap: str, who: str) -> int:
     return found[tap].num_heads
 
 
+def attention_index(net: nn.Module, tap: str) -> int:
+    """Number of a tapped ``qkv`` layer among those of its network, in order, from 0.
+
+    For the backbones that inheritance knows it is the number of the block.
+    """
+    return [name for name, _ in _attentions(net)].index(tap)
+
+
 def require_plain_attention(net: nn.Module, tap: str, who: str) -> None:
     """Insist that ``softmax(q k^T / sqrt(d))`` of a tapped ``qkv`` layer is what its network uses.
 

@@ -1,7 +1,6 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmdfkd.adapters import Observation, Targets
@@ -55,13 +54,14 @@ class FGDHead(ObjectWatch, PyramidLevels):
 
     What is foreground: labelled boxes in the paper, here the teacher's detections, or the boxes
     that an image was made to show, where every image of the batch was: an inverting source with
-    ``share=1.0``. An image without any is background; a warning says where no image had one in 200
-    steps on end.
+    ``share=1.0``. An image without any is background; where no image had one in ``patience`` steps
+    on end, that is said, and what is configured happens.
 
     Args:
         boxes (str): ``'teacher'``: its detections; ``'layout'``: those of the image's targets;
             ``'auto'``: the layout where the batch has one. Defaults to ``'auto'``.
-        threshold (float): Least score of a detection that counts, in (0, 1). Defaults to 0.3.
+        threshold (float | Sequence[float]): Least score of a detection that counts, in (0, 1); one
+            for each class, or one for all. Defaults to 0.3.
         foreground_weight (float): Weight of the objects. Defaults to 1.
         background_weight (float): Weight of the rest; half of the objects', as published. Defaults
             to 0.5.
@@ -70,17 +70,20 @@ class FGDHead(ObjectWatch, PyramidLevels):
         temperature (float): Of the masks. Defaults to 0.5, as published.
         levels (Sequence[int], optional): As of :class:`~mmdfkd.heads.pyramid.PyramidHead`.
         align (str | Mapping): Likewise.
+        on_empty (str): ``'warn'`` goes on, ``'lower'`` halves the threshold, down to
+            0.05, ``'stop'`` ends the run; nothing of it with ``boxes='layout'``. Defaults to
+            ``'warn'``.
+        patience (int): Steps on end without an object after which that happens. Defaults to 200.
         **kwargs: ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
 
     Raises:
-        ValueError: On an unknown choice of boxes, a threshold outside (0, 1) or a temperature that
-            is not positive.
+        ValueError: On an argument that makes no sense.
     """
 
     def __init__(
         self,
         boxes: str = 'auto',
-        threshold: float = 0.3,
+        threshold: float | Sequence[float] = 0.3,
         foreground_weight: float = 1.0,
         background_weight: float = 0.5,
         attention_weight: float = 0.5,
@@ -88,22 +91,21 @@ class FGDHead(ObjectWatch, PyramidLevels):
         temperature: float = 0.5,
         levels: Sequence[int] | None = None,
         align: str | Mapping = 'auto',
+        on_empty: str = 'warn',
+        patience: int = 200,
         **kwargs,
     ) -> None:
         super().__init__(levels, align, **kwargs)
         if boxes not in ('teacher', 'layout', 'auto'):
             raise ValueError(f"FGDHead: boxes is 'teacher', 'layout' or 'auto', not {boxes!r}.")
-        if not 0 < threshold < 1:
-            raise ValueError(f'FGDHead: threshold is in (0, 1), not {threshold}.')
         if temperature <= 0:
             raise ValueError(f'FGDHead: temperature must be positive, not {temperature}.')
         self.boxes = boxes
-        self.threshold = threshold
         self.weights = foreground_weight, background_weight, attention_weight
         self.global_weight = global_weight
         self.temperature = temperature
         self.contexts: nn.ModuleList | None = None
-        self.start_watch()
+        self.start_watch(threshold, on_empty, patience)
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
         """One aligner, and one block of context, per compared level."""
@@ -114,7 +116,11 @@ class FGDHead(ObjectWatch, PyramidLevels):
     def losses(
         self, student: Observation, teacher: Observation, targets: Targets, images: Tensor
     ) -> dict[str, Tensor]:
-        """``loss_fgd_foreground``, ``_background``, ``_attention`` and ``_global``, by level."""
+        """``loss_fgd_foreground``, ``_background``, ``_attention`` and ``_global``, by level.
+
+        Raises:
+            NoDetectionsError: Where ``on_empty='stop'`` says so.
+        """
         objects = self.objects(teacher, targets)
         if self.boxes != 'layout':
             # Of layouts too: which of both a batch has may differ between processes.
@@ -156,8 +162,4 @@ class FGDHead(ObjectWatch, PyramidLevels):
             )
         if self.boxes != 'teacher' and targets.boxes is not None:
             return list(targets.boxes)
-        return [_surest(found, self.threshold) for found in teacher.detections]
-
-
-def _surest(found: InstanceData, least: float) -> Tensor:
-    return found.bboxes[found.scores >= least]
+        return [x.bboxes[self.sure(x.scores, x.labels)] for x in teacher.detections]

@@ -1,6 +1,5 @@
-import torch
-from mmengine.logging import print_log
-from mmengine.structures import InstanceData
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from mmdfkd.adapters import Observation, Targets
@@ -8,13 +7,6 @@ from mmdfkd.registry import MODELS
 
 from .base import DistillHead
 from .object_watch import ObjectWatch
-
-# Halving stops here: what is less sure than that is no label.
-_LEAST = 0.05
-
-
-class NoDetectionsError(RuntimeError):
-    """The teacher detects nothing surely enough to be learned from."""
 
 
 @MODELS.register_module()
@@ -29,7 +21,8 @@ class PseudoLabelHead(ObjectWatch, DistillHead):
     said, and what is configured happens.
 
     Args:
-        threshold (float): Least score of a detection that counts, in (0, 1). Defaults to 0.4.
+        threshold (float | Sequence[float]): Least score of a detection that counts, in (0, 1); one
+            for each class, or one for all. Defaults to 0.4.
         on_empty (str): ``'warn'`` goes on, ``'lower'`` halves the threshold, down to
             0.05, ``'stop'`` ends the run. Defaults to ``'warn'``.
         patience (int): Steps on end without a detection after which that happens; an epoch of the
@@ -43,22 +36,14 @@ class PseudoLabelHead(ObjectWatch, DistillHead):
     any_family = True
 
     def __init__(
-        self, threshold: float = 0.4, on_empty: str = 'warn', patience: int = 200, **kwargs
+        self,
+        threshold: float | Sequence[float] = 0.4,
+        on_empty: str = 'warn',
+        patience: int = 200,
+        **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        if not 0 < threshold < 1:
-            raise ValueError(f'PseudoLabelHead: threshold is in (0, 1), not {threshold}.')
-        if on_empty not in ('warn', 'lower', 'stop'):
-            raise ValueError(
-                f"PseudoLabelHead: on_empty is 'warn', 'lower' or 'stop', not {on_empty!r}."
-            )
-        if patience < 1:
-            raise ValueError(f'PseudoLabelHead: patience is at least 1 step, not {patience}.')
-        self.on_empty = on_empty
-        self.patience = patience
-        # Both are in the checkpoint: a resumed run goes on as it was.
-        self.register_buffer('threshold', torch.tensor(float(threshold)))
-        self.start_watch()
+        self.start_watch(threshold, on_empty, patience)
 
     def losses(
         self, student: Observation, teacher: Observation, targets: Targets, images: Tensor
@@ -68,29 +53,6 @@ class PseudoLabelHead(ObjectWatch, DistillHead):
         Raises:
             NoDetectionsError: Where ``on_empty='stop'`` says so.
         """
-        least = float(self.threshold)
-        objects = [_surest(found, least) for found in teacher.detections]
+        objects = [found[self.sure(found.scores, found.labels)] for found in teacher.detections]
         self.watch(sum(map(len, objects)))
         return {'loss_pseudo': sum(student.own_loss(objects).values())}
-
-    def nothing_seen(self, said: str) -> None:
-        """Do what is configured.
-
-        Raises:
-            NoDetectionsError: Where ``on_empty='stop'`` says so.
-        """
-        if self.on_empty == 'stop':
-            raise NoDetectionsError(
-                said + 'Lower the threshold, or take images with objects in them '
-                '(mmdfkd.LayoutInversionSource).'
-            )
-        if self.on_empty == 'lower':
-            least = min(_LEAST, float(self.threshold))
-            self.threshold.mul_(0.5).clamp_(min=least)
-            print_log(f'{said}The threshold is now {float(self.threshold):.3f}.', 'current', 30)
-        else:
-            super().nothing_seen(said)
-
-
-def _surest(found: InstanceData, least: float) -> InstanceData:
-    return found[found.scores >= least]

@@ -31,8 +31,9 @@ class TokenHead(DistillHead):
         prefix_tokens (int | Sequence[int]): How many of the tokens ``[B, L, C]`` precede the
             patches: one number, or the student's and the teacher's. Vectors and maps have none.
             Defaults to 1.
-        channels_last (bool, optional): Whether 4-D outputs are ``[B, H, W, C]`` (blocks of ViTDet)
-            instead of ``[B, C, H, W]``. Defaults to what the widths say.
+        channels_last (bool | Sequence[bool | None], optional): Whether 4-D outputs are
+            ``[B, H, W, C]`` (blocks of ViTDet) instead of ``[B, C, H, W]``: one value, or the
+            student's and the teacher's. Defaults to what the widths say.
         **kwargs: ``loss_weight``, ``schedule``, ``name`` and ``init_cfg`` of :class:`DistillHead`.
 
     Raises:
@@ -48,7 +49,7 @@ class TokenHead(DistillHead):
         taps_teacher: Sequence[str] | None = None,
         levels: Sequence[int] | None = None,
         prefix_tokens: int | Sequence[int] = 1,
-        channels_last: bool | None = None,
+        channels_last: bool | Sequence[bool | None] | None = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
@@ -67,7 +68,8 @@ class TokenHead(DistillHead):
             (prefix_tokens,) * 2 if isinstance(prefix_tokens, int) else tuple(prefix_tokens)
         )
         # Levels are maps of the toolboxes' own layout, also where 256 channels meet 256 rows.
-        self.channels_last = False if levels is not None else channels_last
+        last = False if levels is not None else channels_last
+        self.channels_last = (last,) * 2 if last is None or isinstance(last, bool) else tuple(last)
         self.widths: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def build_aligners(self, student_widths: Mapping, teacher_widths: Mapping) -> None:
@@ -116,7 +118,7 @@ class TokenHead(DistillHead):
             self.widths[side][index],
             memory.image_size,
             self.prefix_tokens[side],
-            self.channels_last,
+            self.channels_last[side],
             f'{type(self).__name__} {("student", "teacher")[side]}',
             place if tapped else 'output',
         )

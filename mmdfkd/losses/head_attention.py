@@ -38,7 +38,8 @@ def head_attention(student: Tensor, teacher: Tensor, distance: str = 'ssim') -> 
       constants of :func:`ssim` mean the same at any resolution (ours).
     * ``'kl'``: ``mean_bhr sum_j a^T (log a^T - log a^S)``.
 
-    Only for networks with the same heads in the same order, such as an inherited student. Otherwise
+    Only for the same heads in the same order: of an inherited student with fewer heads, those of
+    the teacher's that it kept. Otherwise
     :func:`~mmdfkd.losses.attention_consistency.attention_consistency` compares means over heads.
 
     Args:

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 import toy
-from mmdet.models.dense_heads import FSAFHead
+from mmdet.models.dense_heads import FSAFHead, RTMDetInsSepBNHead
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
 from torch import nn
@@ -227,3 +227,10 @@ def test_what_it_does_not_run_is_refused():
     assert OneStageAdapter.supports(net)
     head.__class__ = FSAFHead
     assert not OneStageAdapter.supports(net)
+    # RTMDet-Ins, which is an RTMDet by name.
+    net = toy.build(toy.one_stage_model('rtmdet'))
+    net.bbox_head.__class__ = RTMDetInsSepBNHead
+    with pytest.raises(
+        TypeError, match=r'a RTMDet with a RTMDetInsSepBNHead\..*RTMDet, of boxes without masks'
+    ):
+        build_adapter(net, Normalizer([0] * 3, [1] * 3, 'rgb'))

@@ -84,6 +84,13 @@ def test_detr_r50_to_r18(tmp_path):
     assert not any(k.startswith(('backbone.conv1', 'backbone.layer1')) for k in moved)
 
 
+def test_inherited_dinos_have_the_heads_of_inherited_detrs():
+    usual = Config.fromfile(ROOT / 'configs' / '_base_' / 'dfkd_detr.py').model.heads
+    for size in ('s', 'ti'):
+        heads = Config.fromfile(COCO / f'dfkd_dino-vitdet-b_to_vitdet-{size}_coco.py').model.heads
+        assert heads[0].type == 'mmdfkd.PyramidHead' and heads[1:] == usual
+
+
 @pytest.mark.parametrize('size', ['s', 'ti'])
 def test_dino_with_vitdet(size, tmp_path):
     start, student = run(

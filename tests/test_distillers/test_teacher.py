@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 
 from mmdfkd.adapters import build_adapter
 from mmdfkd.distillers import DataFreeDistiller, Teacher
+from mmdfkd.distillers.stored_labels import StoredLabels
 from mmdfkd.utils.checkpoint import CheckpointError, UnsafeCheckpointError
 from mmdfkd.utils.key_report import CheckpointMismatchError
 
@@ -74,6 +75,18 @@ def test_files_that_are_no_weights(tmp_path):
     (tmp_path / 'text.pth').write_text('hello')
     with pytest.raises(CheckpointError, match='text.pth'):
         _teacher(tmp_path / 'text.pth').load()
+
+
+def test_stored_labels_of_other_classes(tmp_path):
+    config = toy.whole(toy.classifier_model(classes=5), 'mmpretrain')
+    for classes in (4, 5):
+        labels = StoredLabels(0, classes)
+        labels.add(toy.images(2, 32), torch.randn(2, classes), 2)
+        labels.save(tmp_path / f'{classes}.pth')
+    teacher = Teacher(config, labels=str(tmp_path / '4.pth'))
+    with pytest.raises(ValueError, match='4.pth are of 4 classes, the teacher has 5'):
+        teacher.load()
+    Teacher(config, labels=str(tmp_path / '5.pth')).load()
 
 
 class Malicious:

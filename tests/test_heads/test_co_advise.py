@@ -19,21 +19,22 @@ def distilled():
     return model
 
 
-def convolutional():
+def convolutional(classes=5):
     """A teacher of another inductive bias."""
     model = toy.classifier_model()
     model['backbone'] = dict(type='ResNet_CIFAR', depth=18, base_channels=4, stem_channels=4)
     model['neck'] = dict(type='GlobalAveragePooling')
-    model['head'] = dict(type='LinearClsHead', num_classes=5, in_channels=32)
+    model['head'] = dict(type='LinearClsHead', num_classes=classes, in_channels=32)
     return model
 
 
-def distiller(folder, extra=True, **head):
+def distiller(folder, extra=True, second=None, **head):
     settings = []
-    for i, model in enumerate((toy.classifier_model(), convolutional())):
+    for i, model in enumerate((toy.classifier_model(), second or convolutional())):
+        scope = 'mmpretrain' if model['type'] == 'ImageClassifier' else 'mmdet'
         path = folder / f'teacher{i}.pth'
-        torch.save(toy.build(model, seed=i, scope='mmpretrain').state_dict(), path)
-        settings.append(dict(config=toy.whole(model, 'mmpretrain'), checkpoint=str(path)))
+        torch.save(toy.build(model, seed=i, scope=scope).state_dict(), path)
+        settings.append(dict(config=toy.whole(model, scope), checkpoint=str(path)))
     return MODELS.build(
         dict(
             type='mmdfkd.DataFreeDistiller',
@@ -121,6 +122,12 @@ def test_a_step_asks_both(tmp_path):
 def test_what_is_refused(tmp_path):
     with pytest.raises(ValueError, match='CoAdviseHead needs 1 more teacher'):
         distiller(tmp_path, extra=False)
+    with pytest.raises(
+        ValueError, match=r'extra_teachers\[0\] is a classifier .* of 4 classes, .* 5'
+    ):
+        distiller(tmp_path, second=convolutional(classes=4))
+    with pytest.raises(ValueError, match='all teachers must be of one family'):
+        distiller(tmp_path, second=toy.detector_model(classes=5))
     with pytest.raises(ValueError, match="not 'mine'"):
         CoAdviseHead(labels='mine')
     with pytest.raises(ValueError, match='must be two each'):

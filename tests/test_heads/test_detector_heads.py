@@ -205,8 +205,13 @@ def views(seed, channels=3, boxes=True):
         InstanceData(
             bboxes=torch.tensor([[8.0, 8.0, 24.0, 32.0], [0.0, 0.0, 40.0, 40.0]]),
             scores=torch.tensor([0.9, 0.8]),
+            labels=torch.tensor([0, 1]),
         ),
-        InstanceData(bboxes=torch.zeros(0, 4), scores=torch.zeros(0)),
+        InstanceData(
+            bboxes=torch.zeros(0, 4),
+            scores=torch.zeros(0),
+            labels=torch.zeros(0, dtype=torch.long),
+        ),
     ]
     from mmdfkd.adapters import Memory
 
@@ -290,6 +295,8 @@ def test_fgd_takes_the_boxes_it_is_told_to():
     assert len(FGDHead().objects(views(0), layout)[0]) == 1
     assert len(FGDHead(boxes='teacher').objects(views(0), layout)[0]) == 2
     assert len(FGDHead(threshold=0.85).objects(views(0), Targets())[0]) == 1
+    (one,) = FGDHead(threshold=[0.95, 0.7]).objects(views(0), Targets())[0]
+    assert one.tolist() == [0, 0, 40, 40]
     with pytest.raises(ValueError, match='not made to show boxes'):
         FGDHead(boxes='layout').objects(views(0), Targets())
     # An object smaller than a cell has the cell of its centre; one outside, the nearest.

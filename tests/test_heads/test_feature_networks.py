@@ -4,8 +4,10 @@ import pytest
 import torch
 import toy
 
-from mmdfkd.adapters import Normalizer, Targets, build_adapter
+from mmdfkd.adapters import Normalizer, Observation, Targets, build_adapter
 from mmdfkd.distillers.student import Student
+from mmdfkd.heads import AttentionHead
+from mmdfkd.inheritance import inherit
 from mmdfkd.registry import MODELS
 
 BLOCKS, QKV = ['backbone.layers.1'], ['backbone.layers.1.attn.qkv']
@@ -30,6 +32,16 @@ DETECTOR_HEADS = [
     ),
     dict(type='mmdfkd.GenerationHead', target='all', levels=(0, 1)),
     dict(type='mmdfkd.ChannelWiseHead', levels=(0, 1, 2)),
+    *(
+        dict(type=f'mmdfkd.{kind}', taps_student=['backbone.blocks.1'], **WINDOWED)
+        for kind in (
+            'FeatureHead',
+            'SelfSimilarityHead',
+            'RKDHead',
+            'TargetAwareHead',
+            'SimRegHead',
+        )
+    ),
 ]
 
 
@@ -41,7 +53,8 @@ def step(model, teacher_model, heads, scope, size):
     student = Student(toy.build(model, seed=1, scope=scope), normalizer, heads)
     student.build_aligners(teacher, (size, size))
     frozen = student.freeze_unused(teacher, (size, size))
-    images = toy.images(2, size)
+    # Angles take three images.
+    images = toy.images(3, size)
     needs = student.active_needs
     seen = teacher.observe(images, needs.taps_teacher, needs.teacher_response)
     losses = student(images, seen, Targets())
@@ -61,7 +74,8 @@ def test_every_head_between_networks_of_unlike_width(scope, heads):
     else:
         models = toy.detector_model(dims=32), toy.detector_model(dims=48)
     losses, idle, _ = step(*models, heads, scope, 32 if scope == 'mmpretrain' else 48)
-    assert len(losses) == len(heads)
+    # RKD has two.
+    assert len(losses) == len(heads) + any('RKD' in head['type'] for head in heads)
     assert all(torch.isfinite(v) and v > 0 for v in losses.values())
     assert idle == []
 
@@ -88,3 +102,61 @@ def test_wide_last_classifies_tokens():
     _, idle, frozen = step(student, toy.classifier_model(dims=24), heads, 'mmpretrain', 32)
     assert idle == []
     assert frozen == []
+
+
+# --- head by head, where heads were cut -----------------------------------------------------------
+
+
+def cut_heads(taps, **options):
+    """Two of a ViTDet's four heads of its whole width, not yet inherited; and a head of them."""
+    models = [toy.detector_model(), toy.detector_model()]
+    for model, heads in zip(models, (2, 4), strict=True):
+        model['backbone']['arch'].update(num_heads=heads, head_dims=8)
+    normalizer = Normalizer.from_config(toy.whole(models[0]))
+    student, teacher = (build_adapter(toy.build(model, seed=2), normalizer) for model in models)
+    taps = [f'backbone.blocks.{i}.attn.qkv' for i in taps]
+    head = AttentionHead(taps_student=taps, rows='mean', **WINDOWED, **options)
+    head.bind(student.net, teacher.net)
+    head.build_aligners(*(dict.fromkeys(taps, 1) | {'neck': [1]} for _ in range(2)))
+    return student, teacher, head
+
+
+@pytest.mark.parametrize('mode', ['head_ssim', 'head_kl'])
+def test_an_inherited_students_heads_are_compared_with_those_it_kept(mode):
+    """The first block reads uncut tokens: the heads that it kept attend as their originals do."""
+    student, teacher, head = cut_heads((0,), mode=mode)
+    images = toy.images(16)
+    report = inherit(teacher, student, images, method='select', units='activation')
+    assert report.heads[0] != [0, 1]
+    tap = head.needs.taps_student
+    with torch.no_grad():
+        sides = [Observation(net.encode(images[:2], tap)) for net in (student, teacher)]
+        before = head(*sides, Targets(), images[:2])['loss_attention']
+        head.start_from(report)
+        head.fit_aligners(*sides)
+        after = head(*sides, Targets(), images[:2])['loss_attention']
+    assert head.kept0.tolist() == report.heads[0]
+    assert after < 1e-6 < 1e-3 < before
+    # A resumed run is told nothing: it is in the file.
+    resumed = cut_heads((0,), mode=mode)[2]
+    resumed.load_state_dict(head.state_dict())
+    assert resumed(*sides, Targets(), images[:2])['loss_attention'] == after
+
+
+def test_heads_that_were_cut_have_counterparts_only_where_the_block_was_made_from():
+    student, teacher, head = cut_heads((0, 1), mode='head_kl')
+    with pytest.raises(ValueError, match='has to be inherited'):
+        head.fit_aligners(None, None)
+    report = inherit(teacher, student, toy.images(16), method='select')
+    report.layers = [0, 2]
+    with pytest.raises(ValueError, match=r"'backbone.blocks.1.attn.qkv' was made from .* block 2"):
+        head.start_from(report)
+    turned = AttentionHead(
+        taps_student=head.needs.taps_student, mode='head_kl', rows='mean', **WINDOWED
+    )
+    with pytest.raises(ValueError, match="4 heads .* among the teacher's 2"):
+        turned.bind(teacher.net, student.net)
+    # The mean over heads asks nothing of their numbers.
+    mean = AttentionHead(taps_student=['backbone.blocks.1.attn.qkv'], rows='mean', **WINDOWED)
+    mean.bind(teacher.net, student.net)
+    mean.fit_aligners(None, None)

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 import toy
 
 from mmdfkd.adapters import Memory, Observation, Response, Targets
-from mmdfkd.heads import CoAdviseHead, CrossArchitectureHead, EarlyFeatureHead, RecalibrationHead
+from mmdfkd.heads import (
+    ChannelWiseHead,
+    CoAdviseHead,
+    CrossArchitectureHead,
+    EarlyFeatureHead,
+    GenerationHead,
+    RecalibrationHead,
+)
 
 IMAGES = torch.zeros(2, 3, 32, 32)
 
@@ -67,6 +74,58 @@ def convolve(maps, weight, bias=None):
 
 def resized(maps, size):
     return F.interpolate(maps, size=size, mode='bilinear', align_corners=False)
+
+
+def pyramid(*levels):
+    return Observation(Memory(levels, (32, 32)))
+
+
+@pytest.mark.parametrize('settings', [{}, dict(ratio=0.3, normalize=False)])
+def test_mgd(settings):
+    """Aligned, resized, places hidden by chance, two convolutions; every place counts."""
+    own, other = rand(2, 6, 4, 4).requires_grad_(), rand(2, 8, 8, 8)
+    head = GenerationHead('all', levels=(0,), **settings)
+    head.build_aligners({'neck': [6]}, {'neck': [8]})
+    (aligner,), (generator,) = in_double(head).aligners, head.generators
+    assert generator.mask_token is None
+    torch.manual_seed(1)
+    found = head(pyramid(own), pyramid(other), Targets(), IMAGES)['loss_generation']
+    torch.manual_seed(1)
+    seen = (torch.rand(2, 64) >= settings.get('ratio', 0.65)).view(2, 1, 8, 8)
+    x = torch.einsum('bihw,oi->bohw', own, aligner.weight[..., 0, 0])
+    x = resized(x + aligner.bias[:, None, None], (8, 8)) * seen
+    first, _, second = generator.layers
+    x = convolve(x, first.weight, first.bias).clamp_min(0)
+    expected = share(
+        convolve(x, second.weight, second.bias) - other, other, settings.get('normalize', True)
+    )
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    found.backward()
+    assert own.grad.any() and all(p.grad.any() for p in head.parameters())
+
+
+@pytest.mark.parametrize('settings', [{}, dict(temperature=4.0, standardize=True)])
+def test_channel_wise(settings):
+    """``(T^2 / (N C)) sum_nc KL`` of softmaxes over the places, of the aligned and resized map."""
+    own, other = rand(2, 6, 4, 4).requires_grad_(), 3 * rand(2, 8, 8, 8) + 1
+    head = ChannelWiseHead(levels=(0,), **settings)
+    head.build_aligners({'neck': [6]}, {'neck': [8]})
+    (aligner,) = in_double(head).aligners
+    found = head(pyramid(own), pyramid(other), Targets(), IMAGES)['loss_cwd']
+    x = torch.einsum('bihw,oi->bohw', own, aligner.weight[..., 0, 0])
+    maps = [resized(x + aligner.bias[:, None, None], (8, 8)), other]
+    temperature = settings.get('temperature', 1.0)
+    if settings:
+        for i, each in enumerate(maps):
+            centred = each - each.mean((0, 2, 3), keepdim=True)
+            variance = (centred**2).mean((0, 2, 3), keepdim=True)
+            maps[i] = centred / (variance + 1e-3 * variance.mean() + 1e-6).sqrt()
+    p, q = ((m.flatten(2) / temperature).exp() for m in maps)
+    p, q = (m / m.sum(-1, keepdim=True) for m in (p, q))
+    expected = temperature**2 * (q * (q / p).log()).sum() / 16
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    found.backward()
+    assert own.grad.any()
 
 
 @pytest.mark.parametrize('normalize', [True, False])

@@ -7,15 +7,15 @@ from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 
 from mmdfkd.adapters import Normalizer, Observation, Targets, build_adapter
-from mmdfkd.adapters.matching import SetCriterion, assign_all
+from mmdfkd.adapters.matching import assign_all
 from mmdfkd.distillers.student import Student
 from mmdfkd.heads import NoDetectionsError, object_watch
-from mmdfkd.losses import masked_mimic, query_box_loss, query_class_loss, query_cost
 from mmdfkd.registry import MODELS
 
 PIXELS = toy.images(2)
 HEADS = dict(
     aligned=dict(type='mmdfkd.QueryAlignedHead'),
+    asking=dict(type='mmdfkd.StudentQueryHead'),
     hungarian=dict(type='mmdfkd.HungarianQueryHead'),
     prior=dict(type='mmdfkd.QueryPriorHead', threshold=0.3),
     pseudo=dict(type='mmdfkd.PseudoLabelHead', threshold=0.3),
@@ -57,65 +57,127 @@ def mine(student, theirs, **settings):
     return Observation(memory, theirs.probe, student.adapter.answer(memory, theirs.probe))
 
 
-def test_aligned_follows_the_last_layer_in_every_layer():
-    teacher = adapter_of(decoder_layers=2)
-    student = student_of(teacher, [HEADS['aligned']], decoder_layers=1)
+# Equations, in float64; logits of a softmax have the background last ------------------------------
+
+
+def chances(logits, sigmoid):
+    logits = logits.double()
+    if sigmoid:
+        return 1 / (1 + (-logits).exp())
+    return logits.exp() / logits.exp().sum(-1, keepdim=True)
+
+
+def surest_class(logits, sigmoid):
+    p = chances(logits, sigmoid)
+    return (p if sigmoid else p[..., :-1]).amax(-1)
+
+
+def divergence(z_s, z_t, sigmoid):
+    """KL of each query: of a Bernoulli distribution for each class, or of one distribution."""
+    p, q = chances(z_s, sigmoid), chances(z_t, sigmoid)
+    rows = q * (q / p).log()
+    if sigmoid:
+        rows = rows + (1 - q) * ((1 - q) / (1 - p)).log()
+    return rows.sum(-1)
+
+
+def overlap(a, b):
+    """GIoU of boxes ``(cx, cy, w, h)``."""
+    a, b = a.double(), b.double()
+    low, high = ([x[..., :2] + sign * x[..., 2:] / 2 for x in (a, b)] for sign in (-1, 1))
+    both = (torch.minimum(*high) - torch.maximum(*low)).clamp_min(0).prod(-1)
+    hull = (torch.maximum(*high) - torch.minimum(*low)).prod(-1)
+    union = a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - both
+    return both / union - (hull - union) / hull
+
+
+def apart(a, b):
+    return (a.double() - b.double()).abs()
+
+
+def weighted(values, weight):
+    weight = weight.expand_as(values)
+    return float((values * weight).sum() / weight.sum())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('kind', ['deformable', 'detr'])
+def test_aligned_follows_the_last_layer_in_every_layer(kind):
+    """Sigmoids, and a softmax with background."""
+    sigmoid = kind != 'detr'
+    teacher = adapter_of(kind=kind, decoder_layers=2)
+    student = student_of(teacher, [dict(HEADS['aligned'], floor=0.2)], kind=kind, decoder_layers=2)
     theirs = observed(teacher, student)
     found = student(PIXELS, theirs, Targets())
     own = mine(student, theirs)
-    for kind, answers in (('query', 'asked'), ('fresh', 'fresh')):
+    for name, answers in (('query', 'asked'), ('fresh', 'fresh')):
         ours, wanted = getattr(own.response, answers), getattr(theirs.response, answers)
-        logits, boxes = wanted.logits[-1].double(), wanted.boxes[-1].double()
-        weight = logits.sigmoid().amax(-1)
-        cls = [query_class_loss(z.double(), logits, 0.1 + 0.9 * weight, True) for z in ours.logits]
-        place = [query_box_loss(b.double(), boxes, weight) for b in ours.boxes]
-        expected = [
-            torch.stack(cls).mean(),
-            5 * torch.stack([p[0] for p in place]).mean(),
-            2 * torch.stack([p[1] for p in place]).mean(),
-        ]
-        for name, value in zip(('cls', 'l1', 'giou'), expected, strict=True):
-            assert float(found[f'loss_{kind}_{name}']) == pytest.approx(float(value), rel=1e-4)
+        logits, boxes = wanted.logits[-1], wanted.boxes[-1]
+        assert ours.sigmoid == sigmoid and len(ours.logits) == 2
+        weight = surest_class(logits, sigmoid)
+        expected = dict(
+            cls=weighted(divergence(ours.logits, logits, sigmoid), 0.2 + 0.8 * weight),
+            l1=5 * weighted(apart(ours.boxes, boxes).mean(-1), weight),
+            giou=2 * weighted(1 - overlap(ours.boxes, boxes), weight),
+        )
+        for term, value in expected.items():
+            assert float(found[f'loss_{name}_{term}']) == pytest.approx(value, rel=1e-4)
     assert not torch.allclose(own.response.asked.boxes, own.response.fresh.boxes)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize('queries', [9, 12, 14])
 @pytest.mark.parametrize('matching', ['last', 'each'])
-def test_hungarian_pairs_are_the_best(matching, queries):
+@pytest.mark.parametrize('kind', ['deformable', 'detr'])
+def test_hungarian_pairs_are_the_best(kind, matching, queries):
     """Of another width. Fewer queries follow the teacher's surest; of more, the rest is silent."""
-    teacher = adapter_of(queries=12)
+    sigmoid = kind != 'detr'
+    teacher = adapter_of(kind=kind, queries=12)
     head = dict(HEADS['hungarian'], matching=matching)
-    student = student_of(teacher, [head], width=16, queries=queries)
+    student = student_of(teacher, [head], kind=kind, width=16, queries=queries)
     theirs = observed(teacher, student)
     found = student(PIXELS, theirs, Targets())
     own, other = mine(student, theirs).response.own, theirs.response.own
-    totals, silence = [], []
+    rows, silence = [], []
     for layer in range(2):
-        parts = []
         for b in range(2):
-            goal = [x[-1, b].double() for x in (other.logits, other.boxes)]
-            surest = sorted(range(12), key=lambda q: -float(goal[0][q].sigmoid().max()))[:queries]
-            goal = [x[surest] for x in goal]
+            sure = surest_class(other.logits[-1, b], sigmoid)
+            best = sorted(range(12), key=lambda q: -float(sure[q]))[:queries]
+            z_t, b_t = other.logits[-1, b, best], other.boxes[-1, b, best]
             at = -1 if matching == 'last' else layer
-            asked = [x[at, b].double() for x in (own.logits, own.boxes)]
-            cost = query_cost(*(x[None] for x in (*asked, *goal)), True)[0]
-            rows, columns = linear_sum_assignment(cost.numpy())
-            picked = [x[layer, b, rows].double() for x in (own.logits, own.boxes)]
-            parts.append([*picked, *(x[columns] for x in goal)])
-            left = [q for q in range(queries) if q not in rows.tolist()]
-            silence += [-own.logits[layer, b, q].double().neg().sigmoid().log().sum() for q in left]
-        totals.append([torch.cat(x) for x in zip(*parts, strict=True)])
-    z_s, b_s, z_t, b_t = (torch.stack(x) for x in zip(*totals, strict=True))
-    weight = z_t.sigmoid().amax(-1)
-    floored = 0.1 + 0.9 * weight
-    # A silent one costs -sum_k log(1 - p_k) and weighs as one without any foreground.
-    cls = query_class_loss(z_s, z_t, floored, True) * floored.sum() + 0.1 * sum(silence)
-    cls = cls / (floored.sum() + 0.1 * len(silence))
+            p, q = chances(own.logits[at, b], sigmoid), chances(z_t, sigmoid)
+            # DETRDistill's cost: cross-entropy, 5 L1 as a sum, -2 GIoU.
+            cls = -p.log() @ q.mT
+            if sigmoid:
+                cls = cls - (1 - p).log() @ (1 - q).mT
+            pair = own.boxes[at, b, :, None], b_t[None]
+            cost = cls + 5 * apart(*pair).sum(-1) - 2 * overlap(*pair)
+            ours, column = linear_sum_assignment(cost.numpy())
+            z_s, b_s = own.logits[layer, b, ours], own.boxes[layer, b, ours]
+            z_t, b_t = z_t[column], b_t[column]
+            rows.append(
+                [
+                    sure[best][column],
+                    divergence(z_s, z_t, sigmoid),
+                    apart(b_s, b_t).mean(-1),
+                    1 - overlap(b_s, b_t),
+                ]
+            )
+            # A silent one is background for sure, and weighs as one without any foreground.
+            for left in set(range(queries)) - set(ours.tolist()):
+                p = chances(own.logits[layer, b, left], sigmoid)
+                silence.append(float(-(1 - p).log().sum() if sigmoid else -p[-1].log()))
     assert len(silence) == 4 * max(queries - 12, 0)
-    l1, giou = query_box_loss(b_s, b_t, weight)
-    expected = dict(cls=cls, l1=5 * l1, giou=2 * giou)
+    weight, cls, l1, giou = (torch.cat(x) for x in zip(*rows, strict=True))
+    floored = 0.1 + 0.9 * weight
+    total = float((floored * cls).sum()) + 0.1 * sum(silence)
+    expected = dict(
+        cls=total / (float(floored.sum()) + 0.1 * len(silence)),
+        l1=5 * weighted(l1, weight),
+        giou=2 * weighted(giou, weight),
+    )
     for name, value in expected.items():
-        assert float(found[f'loss_hungarian_{name}']) == pytest.approx(float(value), rel=1e-4)
+        assert float(found[f'loss_hungarian_{name}']) == pytest.approx(value, rel=1e-4)
 
 
 def test_assignments_of_a_batch_are_those_of_each():
@@ -129,31 +191,33 @@ def test_assignments_of_a_batch_are_those_of_each():
         assign_all(cost * float('nan'))
 
 
-def test_prior_takes_the_teachers_assignment():
+@torch.no_grad()
+@pytest.mark.parametrize('threshold', [0.3, (0.7, 0.3, 0.5)])
+def test_prior_takes_the_teachers_assignment(threshold):
+    """Focal loss by the number of objects, 5 L1 as a sum, 2 GIoU; of each layer and image."""
     teacher = adapter_of()
-    student = student_of(teacher, [HEADS['prior']])
+    student = student_of(teacher, [dict(HEADS['prior'], threshold=threshold)])
     theirs = observed(teacher, student)
     (found,) = student(PIXELS, theirs, Targets()).values()
     own, other = mine(student, theirs).response.asked, theirs.response.asked
-    criterion, terms = SetCriterion.of_head(student.net.bbox_head), []
-    scores, classes = other.logits[-1].sigmoid().max(-1)
-    objects = 0
+    scores, classes = chances(other.logits[-1], True).max(-1)
+    least = torch.tensor(threshold).expand(3)
+    terms, objects = [], []
     for b in range(2):
-        queries = [q for q in range(12) if scores[b, q] >= 0.3]
-        objects += len(queries)
-        pairs = torch.tensor(queries), torch.arange(len(queries))
+        queries = [q for q in range(12) if scores[b, q] >= least[classes[b, q]]]
+        objects += classes[b, queries].tolist()
+        goal = torch.zeros(12, 3, dtype=torch.float64)
+        goal[queries, classes[b, queries]] = 1
+        share = max(len(queries), 1)
         for layer in range(2):
-            terms.append(
-                criterion.loss(
-                    own.logits[layer, b].double(),
-                    own.boxes[layer, b].double(),
-                    other.boxes[-1, b, queries].double(),
-                    classes[b, queries],
-                    pairs,
-                    (toy.SIZE, toy.SIZE),
-                )
-            )
-    assert objects and float(found) == pytest.approx(float(torch.stack(terms).mean()), rel=1e-5)
+            p = chances(own.logits[layer, b], True)
+            said = goal * p + (1 - goal) * (1 - p)
+            focal = -(0.75 - 0.5 * goal) * (1 - said) ** 2 * said.log()
+            pair = own.boxes[layer, b, queries], other.boxes[-1, b, queries]
+            away = 5 * apart(*pair).sum() + 2 * (1 - overlap(*pair)).sum()
+            terms.append(float((focal.sum() + away) / share))
+    assert len(set(objects)) > 1
+    assert float(found) == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 
 def test_memory_is_weighted_by_the_teachers_boxes():
@@ -173,10 +237,10 @@ def test_memory_is_weighted_by_the_teachers_boxes():
             ):
                 if x0 <= x <= x1 and y0 <= y <= y1:
                     weight[b, place] = max(float(weight[b, place]), 0.1 + 0.9 * score)
-    expected = masked_mimic(
-        head.aligner(tokens).double(), theirs.memory.encoder.tokens.double(), weight[..., None], -1
-    )
-    assert weight.max() > 0.1 and float(found) == pytest.approx(float(expected), rel=1e-4)
+    own = tokens.double() @ head.aligner.weight.double().mT + head.aligner.bias.double()
+    goal = theirs.memory.encoder.tokens.double()
+    error, energy = (float((weight * (x**2).sum(-1)).sum()) for x in (own - goal, goal))
+    assert weight.max() > 0.1 and float(found) == pytest.approx(error / energy, rel=1e-4)
     with torch.no_grad():
         blind = Observation(student.adapter.encode(PIXELS))
         head.fit_aligners(blind, theirs)
@@ -311,46 +375,84 @@ def test_pseudo_labels_without_any_object_of_masks_and_stages(kind):
     assert all(p.grad.isfinite().all() for p in student.parameters())
 
 
+@pytest.fixture
+def said(monkeypatch):
+    """What the watch says, sentence by sentence."""
+    found = []
+    monkeypatch.setattr(object_watch, 'print_log', lambda text, *_: found.append(text))
+    return found
+
+
+WATCHING = ('PseudoLabelHead', 'QueryPriorHead', 'FGDHead')
+
+
 @pytest.mark.parametrize('on_empty', ['warn', 'lower', 'stop'])
-def test_an_epoch_without_detections_is_said(on_empty, capsys):
+@pytest.mark.parametrize('kind', WATCHING)
+def test_an_epoch_without_detections_is_said(kind, on_empty, said):
     teacher = silent(adapter_of())
-    head = dict(type='mmdfkd.PseudoLabelHead', threshold=0.4, on_empty=on_empty, patience=2)
+    head = dict(type=f'mmdfkd.{kind}', threshold=0.4, on_empty=on_empty, patience=2)
     student = student_of(teacher, [head]).train()
     theirs = observed(teacher, student)
     student(PIXELS, theirs, Targets())
+    assert said == []
     # A resumed run counts on.
     again = student_of(teacher, [head]).train()
     again.heads.load_state_dict(student.heads.state_dict())
     if on_empty == 'stop':
-        with pytest.raises(NoDetectionsError, match='above 0.400 in 2 steps'):
+        with pytest.raises(NoDetectionsError, match=f'{kind}.*above 0.400 in 2 steps.*Lower'):
             again(PIXELS, theirs, Targets())
         return
     again(PIXELS, theirs, Targets())
+    follows = dict(
+        warn='The student learns nothing but background from it.',
+        lower='The threshold is now 0.200.',
+    )[on_empty]
+    assert said == [f'{kind}: no detection of the teacher above 0.400 in 2 steps on end. {follows}']
     (one,) = again.heads
     assert float(one.threshold) == pytest.approx(0.2 if on_empty == 'lower' else 0.4)
     assert int(one.empty_steps) == 0
 
 
-def test_a_threshold_is_not_lowered_to_nothing():
-    for threshold, least in ((0.4, 0.05), (0.03, 0.03)):
+def test_a_threshold_is_not_lowered_to_nothing(said):
+    for threshold, least in ((0.4, [0.05]), (0.03, [0.03]), ([0.4, 0.03], [0.05, 0.03])):
         head = MODELS.build(
             dict(type='mmdfkd.PseudoLabelHead', threshold=threshold, on_empty='lower')
         )
         for _ in range(8):
             head.nothing_seen('Nothing. ')
-        assert float(head.threshold) == pytest.approx(least)
+        assert head.threshold.flatten().tolist() == pytest.approx(least)
+    assert said[-1] == 'Nothing. The threshold is now 0.030 to 0.050.'
 
 
-@pytest.mark.parametrize('kind', ['QueryPriorHead', 'FGDHead'])
-def test_heads_without_an_object_say_so(kind, monkeypatch):
+def test_each_class_may_have_a_threshold_of_its_own():
+    teacher = adapter_of()
+    every = [0.6, 0.3, 0.99]
+    student = student_of(teacher, [dict(HEADS['pseudo'], threshold=every)])
+    theirs = observed(teacher, student)
+    labels = []
+    student.adapter.own_loss = lambda memory, objects: (
+        labels.append(objects) or dict(loss=memory.feats[0].sum())
+    )
+    student(PIXELS, theirs, Targets())
+    for one, found in zip(labels[0], theirs.detections, strict=True):
+        kept = [
+            (score, label)
+            for score, label in zip(found.scores.tolist(), found.labels.tolist(), strict=True)
+            if score >= every[label]
+        ]
+        assert list(zip(one.scores.tolist(), one.labels.tolist(), strict=True)) == kept
+    assert {len(x) for x in theirs.detections} == {10} and sum(map(len, labels[0])) not in (0, 20)
+    with pytest.raises(ValueError, match='2 thresholds for 3 classes'):
+        student_of(teacher, [dict(HEADS['prior'], threshold=[0.3, 0.4])])
+
+
+@pytest.mark.parametrize('kind', WATCHING)
+def test_heads_without_an_object_say_so(kind, said, monkeypatch):
     """A warning after as many training steps on end, in any process; and then from the start."""
-    said = []
-    monkeypatch.setattr(object_watch, 'print_log', lambda text, *_: said.append(text))
-    head = dict(type=f'mmdfkd.{kind}', threshold=0.4)
+    head = dict(type=f'mmdfkd.{kind}', threshold=0.4, patience=3)
     seeing, silenced = adapter_of(), silent(adapter_of())
     student = student_of(seeing, [head]).train()
     (one,) = student.heads
-    one.patience = 3
     for teacher, count in ((silenced, 1), (silenced, 2), (seeing, 0), (silenced, 1), (silenced, 2)):
         student(PIXELS, observed(teacher, student), Targets())
         assert int(one.empty_steps) == count and not said
@@ -368,9 +470,14 @@ def test_heads_without_an_object_say_so(kind, monkeypatch):
     again = student_of(seeing, [head]).train()
     again.heads.load_state_dict(student.heads.state_dict())
     assert int(again.heads[0].empty_steps) == 2
-    older = {k: v for k, v in student.heads.state_dict().items() if 'empty' not in k}
+    older = {
+        k: v
+        for k, v in student.heads.state_dict().items()
+        if not k.endswith(('steps', 'threshold'))
+    }
+    again = student_of(seeing, [head]).train()
     again.heads.load_state_dict(older)
-    assert int(again.heads[0].empty_steps) == 0
+    assert int(again.heads[0].empty_steps) == 0 and float(again.heads[0].threshold) > 0.39
     student(PIXELS, observed(silenced, student), Targets())
     assert int(one.empty_steps) == 0 and len(said) == 1
     assert f'{kind}: no detection of the teacher above 0.400 in 3 steps on end' in said[0]
@@ -389,6 +496,8 @@ def test_networks_that_do_not_pair_are_refused():
         ('aligned', dict(floor=2)),
         ('hungarian', dict(matching='all')),
         ('prior', dict(threshold=0)),
+        ('prior', dict(on_empty='hide')),
+        ('pseudo', dict(threshold=[0.3, 1.0])),
         ('pseudo', dict(on_empty='hide')),
         ('pseudo', dict(patience=0)),
         ('memory', dict(align='maybe')),

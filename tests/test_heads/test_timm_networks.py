@@ -162,3 +162,38 @@ def test_maps_finer_than_they_are_wide():
     error = mine @ linear.weight.T + linear.bias - theirs
     expected = error.pow(2).mean() / theirs.pow(2).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_channels_last_of_one_network_alone():
+    """Swin's maps beside a ResNet's, both finer than they are wide."""
+    torch.manual_seed(0)
+    own = swin(16)
+    own['backbone']['img_size'] = 96
+    other = toy.classifier_model()
+    other['backbone'] = dict(type='ResNet', depth=18, stem_channels=8, base_channels=8)
+    other['neck'] = dict(type='GlobalAveragePooling')
+    other['head'] = dict(type='LinearClsHead', num_classes=5, in_channels=64)
+    normalizer = Normalizer.from_config(toy.whole(own, 'mmpretrain'))
+    head = MODELS.build(
+        dict(
+            type='mmdfkd.FeatureHead',
+            taps_student=[f'{STAGES}.0.blocks.0'],
+            taps_teacher=['backbone.layer1'],
+            channels_last=[True, False],
+            align='always',
+        )
+    )
+    teacher = build_adapter(toy.build(other, 1, 'mmpretrain'), normalizer)
+    student = Student(toy.build(own, 0, 'mmpretrain'), normalizer, [head])
+    student.build_aligners(teacher, (96, 96))
+    assert head.widths == ((16,), (8,))
+    images = toy.images(2, 96)
+    seen = teacher.observe(images, head.needs.taps_teacher)
+    loss = student(images, seen, Targets())['loss_feature']
+    mine = student.adapter.encode(images, head.needs.taps_student).taps[head.needs.taps_student[0]]
+    theirs = seen.memory.taps['backbone.layer1'].double().permute(0, 2, 3, 1)
+    assert mine.shape == (2, 24, 24, 16) and theirs.shape == (2, 24, 24, 8)
+    (linear,) = (m.double() for m in head.aligners.modules() if isinstance(m, torch.nn.Linear))
+    error = mine.double() @ linear.weight.T + linear.bias - theirs
+    expected = error.pow(2).mean() / theirs.pow(2).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

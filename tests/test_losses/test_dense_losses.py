@@ -93,6 +93,15 @@ def test_moments_become_the_others():
     assert flat.grad.isfinite().all()
 
 
+def test_maps_of_equal_moments_stay_as_they_are():
+    maps = 3 * random(3, 4, 5, 6) + 2
+    maps[:, 0] = 1.5  # a channel that does not vary
+    torch.testing.assert_close(with_moments_of(maps, maps), maps, rtol=0, atol=1e-12)
+    # Also in another order of places and images, which is all that moments do not see.
+    other = maps.flip(0, 2)
+    torch.testing.assert_close(with_moments_of(maps, other), maps, rtol=0, atol=1e-12)
+
+
 def test_gradients():
     z, t, weight = random(2, 3).requires_grad_(), random(2, 3, seed=1), torch.ones(2).double()
     assert torch.autograd.gradcheck(lambda x: quality_focal(x, t, 2.0), z)

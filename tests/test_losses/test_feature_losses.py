@@ -147,6 +147,18 @@ def test_vitkd_is_the_published_sum_at_the_converted_weight():
     assert (3e-6 * 6 * 5 * ours).item() == pytest.approx(published, rel=1e-12)
 
 
+@pytest.mark.parametrize('ratio', [1 / 8, 1 / 4, 3 / 4])
+def test_vitkds_converted_weight_holds_whatever_is_hidden(ratio):
+    """The published sum is divided by the share, ours by the number: of B N r tokens."""
+    generated, teacher = rand(3, 8, 5), rand(3, 8, 5)
+    mask = random_mask(3, 8, ratio)
+    m = mask.double().unsqueeze(-1)
+    assert m.mean().item() == ratio
+    published = 3e-6 / ratio * squares_over_batch(m * generated, m * teacher)
+    ours = vitkd_generation(generated, teacher, mask)
+    assert (3e-6 * 8 * 5 * ours).item() == pytest.approx(published, rel=1e-12)
+
+
 def test_vitkd_in_shares_of_the_teachers_energy():
     s, t = rand(3, 6, 5), rand(3, 6, 5)
     mask = random_mask(3, 6, 0.5)

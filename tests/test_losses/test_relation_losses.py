@@ -316,8 +316,13 @@ def test_rotations_and_empty_channels_change_nothing(name):
     rotated = loss(s @ torch.linalg.qr(rand(D_S, D_S)).Q, t @ torch.linalg.qr(rand(D_T, D_T)).Q)
     assert torch.isclose(rotated, once, rtol=1e-9)
     if name != 'qkv':  # there the width is the temperature
-        padded = loss(torch.cat([s, torch.zeros(B, N, 3)], -1), t)
-        assert torch.isclose(padded, once, rtol=1e-9)
+        # In either network.
+        for sides in ((_padded(s), t), (s, _padded(t)), (_padded(s), _padded(t))):
+            assert torch.isclose(loss(*sides), once, rtol=1e-9)
+
+
+def _padded(x):
+    return torch.cat([x, torch.zeros(B, N, 3)], -1)
 
 
 def _plain_qkv(s, t):

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from tiny_runs import ROOT
 
+from mmdfkd.distillers import Teacher
 from mmdfkd.registry import MODELS
 
 FOLDER = ROOT / 'tools' / 'benchmarks'
@@ -33,10 +35,41 @@ def test_rows_are_heads_of_their_family(tool, capsys):
         for r in f.values()
         for h in r
     }
-    assert {'MaskResponseHead', 'FGDHead', 'QueryPriorHead', 'CrossKDHead'} <= kinds
+    own = {'MaskResponseHead', 'FGDHead', 'QueryPriorHead', 'StudentQueryHead', 'CrossKDHead'}
+    assert own <= kinds
     with pytest.raises(SystemExit):
         tool.parse_args(['--rows', 'nothing'])
     assert "there is no ['nothing']" in capsys.readouterr().err
+
+
+def test_usual_heads_are_those_of_the_configs(tool):
+    for family, config in (('two-stage', 'dfkd_detector.py'), ('DETR-like', 'dfkd_detr.py')):
+        (*_, usual) = tool.ROWS[family].values()
+        heads = Config.fromfile(ROOT / 'configs' / '_base_' / config).model.heads
+        assert usual == [dict(head) for head in heads]
+
+
+@pytest.mark.parametrize('family', ['two-stage', 'cascade with masks', 'DETR-like', 'one-stage'])
+def test_a_teacher_sees_the_objects_of_the_ordinary_step(tool, tmp_path, family):
+    torch.manual_seed(0)
+    teacher = Teacher(**tool.networks(family, tmp_path)[0])
+    teacher.load()
+    ran = []
+    head = getattr(teacher.net, 'roi_head', teacher.net).bbox_head
+    (head[-1] if isinstance(head, torch.nn.ModuleList) else head).register_forward_hook(
+        lambda *_: ran.append(1)
+    )
+    tool.sees_the_objects(teacher.net)
+    seen = teacher.observe(torch.rand(2, 3, tool.SIZE, tool.SIZE), (), True)
+    assert ran, 'its own is run'
+    for found in seen.detections:
+        sure = found[found.scores >= 0.3]
+        order = sure.labels.argsort()
+        assert sure.labels[order].tolist() == [0, 1, 2]
+        torch.testing.assert_close(sure.bboxes[order], torch.tensor(tool.OBJECTS).float())
+        assert ('masks' in sure) == (family == 'cascade with masks')
+    if family == 'DETR-like':
+        assert (seen.response.asked.probabilities.amax(-1) >= 0.4).sum(1).tolist() == [3, 3]
 
 
 @pytest.mark.parametrize(
@@ -44,6 +77,7 @@ def test_rows_are_heads_of_their_family(tool, capsys):
     [
         ('DETR-like', 'RPN', {'loss_rpn_cls', 'loss_rpn_bbox'}),
         ('DETR-like', 'pyramid', {'loss_pyramid'}),
+        ('DETR-like', "student's queries", {'loss_student_query_cls'}),
         ('DETR-like', 'manifold, pyramid', {'loss_manifold_intra'}),
         ('cascade with masks', 'pseudo labels', {'loss_pseudo'}),
         ('one-stage, GFL', 'dense, LD', {'loss_dense_cls', 'loss_dense_bbox'}),

@@ -146,6 +146,7 @@ import mmdfkd
 import torch
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
 from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 folder = sys.argv[1]
 images = torch.load(f'{folder}/images.pth', weights_only=True)
@@ -162,6 +163,18 @@ for name, (config, build) in pairs.items():
         logits = net(images).logits
     net.save_pretrained(f'{folder}/{name}')
     torch.save(dict(logits=logits, modules=net.state_dict()), f'{folder}/{name}.pth')
+
+# Nothing masked: patches are shuffled, which the class token does not see.
+del sizes['num_labels']
+decoder = dict(decoder_hidden_size=8, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+               decoder_intermediate_size=16)
+net = ViTMAEForPreTraining(ViTMAEConfig(**sizes, **decoder, mask_ratio=0.0)).double().eval()
+with torch.no_grad():
+    for parameter in net.parameters():
+        parameter.normal_(std=0.5)
+    token = net.vit(images).last_hidden_state[:, 0]
+net.save_pretrained(f'{folder}/vit_mae')
+torch.save(dict(token=token, modules=net.state_dict()), f'{folder}/vit_mae.pth')
 """
 
 
@@ -198,6 +211,25 @@ def test_hugging_face(hugging_face, name, images):
         own = answer(net, result.weights, images)
         torch.testing.assert_close(own, peer['logits'], rtol=0, atol=1e-11)
         assert own.std() > 0.1
+
+
+def test_hugging_faces_mae(hugging_face, images):
+    peer = torch.load(hugging_face / 'vit_mae.pth', weights_only=True)
+    published = read_checkpoint(hugging_face / 'vit_mae' / 'model.safetensors')
+    for weights in (published, peer['modules']):
+        weights = unwrap_state_dict(weights)
+        assert any(k.startswith('vit.') for k in weights)
+        result = convert_vit(weights)
+        assert result.family == 'Hugging Face'
+        assert set(result.left_out) == {k for k in weights if k.startswith('decoder.')} != set()
+        assert set(result.left_out.values()) == {'for pre-training only'}
+        net = toy.plain(model(eps=1e-12), 'mmpretrain').double().eval()
+        own = {k: v for k, v in net.state_dict().items() if k.startswith('backbone.')}
+        assert check_keys(own, result.weights, what='MAE').matched == len(own)
+        net.load_state_dict(result.weights, strict=False)
+        with torch.no_grad():
+            token = net.extract_feat(images)[-1]
+        torch.testing.assert_close(token, peer['token'], rtol=0, atol=1e-11)
 
 
 # --- ViTDet --------------------------------------------------------------------------------------

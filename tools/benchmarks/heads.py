@@ -96,6 +96,7 @@ REAL_ROWS = {'true labels': 'kd/label'}
 INHERITED_ROWS = {
     'KL + channel map': 'channel_map/channel-map',
     'KL + block-wise': 'block_wise/block-wise',
+    'KL + head attention': 'attention/head-attention',
 }
 # Methods that need a student of their own; what it has of the parameters is in its line. Before
 # them KL alone of that student, which they are measured against: the config's, with other heads.
