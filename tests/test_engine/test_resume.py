@@ -166,6 +166,32 @@ def test_resuming_a_source_that_keeps_images(name, tmp_path):
         assert first == second, name
 
 
+def test_a_mixture_killed_at_any_step(tmp_path):
+    """Refined and inverted images, whatever the last checkpoint before the kill."""
+    source = dict(type='mmdfkd.MixtureSource', sources=[SOURCE, BANKED['inversion']])
+
+    def config(name, **changes):
+        cfg = _config(tmp_path, work_dir=str(tmp_path / name), **changes)
+        cfg['model']['source'] = source
+        cfg['default_hooks']['checkpoint'].update(interval=1, max_keep_ckpts=-1)
+        return cfg
+
+    ended = _run(config('run'))
+    states = [
+        torch.load(tmp_path / 'run' / f'iter_{step}.pth', weights_only=False)['dfkd_state']
+        for step in range(1, 7)
+    ]
+    made = [int(state['source']['sources.1.made']) for state in states]
+    assert len(set(made)) > 2, 'images are made between most of the checkpoints'
+    for step in range(1, 6):
+        folder = tmp_path / f'resumed_{step}'
+        shutil.copytree(tmp_path / 'run' / 'synthetic', folder / 'synthetic')
+        again = _run(
+            config(folder.name, load_from=str(tmp_path / 'run' / f'iter_{step}.pth'), resume=True)
+        )
+        assert_same_end(ended, again)
+
+
 def test_repeating_with_other_validation_equals_it(folder, through):
     cfg = _config(folder, work_dir=str(folder / 'again'))
     cfg['train_cfg'] = dict(cfg['train_cfg'], val_interval=2)
