@@ -58,6 +58,8 @@ def test_a_row_beside_kl(tool, tmp_path, monkeypatch):
     assert 1 < found['memory'] < 3 and found['mib'] > 0
     # Of a student of its own kind KL alone is that student's.
     assert set(tool.OWN_KL) <= set(tool.ROWS) and tool.kl_of('SiT') == 'KL, slimmed'
-    own, alone = (tool.distiller_of(row, 'cpu') for row in ('DeiT token, hard', 'KL, distilled ViT'))
+    own, alone = (
+        tool.distiller_of(row, 'cpu') for row in ('DeiT token, hard', 'KL, distilled ViT')
+    )
     assert own.student.net.state_dict().keys() == alone.student.net.state_dict().keys()
     assert [type(head).__name__ for head in alone.student.heads] == ['LogitHead']

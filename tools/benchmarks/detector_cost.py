@@ -317,8 +317,10 @@ def ordinary_step(distiller: DataFreeDistiller, images: Tensor) -> Callable[[], 
         sample.gt_instances = InstanceData(
             bboxes=boxes.clone(),
             labels=torch.arange(3),
-            masks=BitmapMasks(masks.numpy(), SIZE, SIZE),
         )
+        # RTMDet takes the centres of masks where there are any, and of another kind.
+        if getattr(getattr(net, 'roi_head', None), 'with_mask', False):
+            sample.gt_instances.masks = BitmapMasks(masks.numpy(), SIZE, SIZE)
         sample.ignored_instances = InstanceData(
             bboxes=boxes[:0], labels=torch.zeros(0, dtype=torch.long)
         )

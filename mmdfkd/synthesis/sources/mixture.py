@@ -176,9 +176,7 @@ def _makes_images(source: SyntheticSource) -> bool:
     """Whether it, or a source within it, does; one that mixes or keeps others' images does not."""
     parts = (part for part in source.modules() if isinstance(part, SyntheticSource))
     return any(
-        type(part).refresh is not SyntheticSource.refresh
-        for part in parts
-        if not part.passes_on
+        type(part).refresh is not SyntheticSource.refresh for part in parts if not part.passes_on
     )
 
 
