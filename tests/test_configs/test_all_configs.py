@@ -91,6 +91,9 @@ def test_its_model_builds_and_its_run_is_whole(name):
     if 'mini-vit128' in name:
         # Blocks share their matrices by twos; norms, convolutions and embeddings are its own.
         share = 0.53
+    if '/dearkd/' in name:
+        # A ViT learns what a CNN has built in, whichever is larger.
+        share = 1.2
     assert student < share * teacher
     assert cfg.train_cfg.val_interval <= cfg.train_cfg.max_iters
     if distiller.data_free:

@@ -430,7 +430,7 @@ def test_a_bank_larger_than_the_machine_has_memory(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r'are left: lower capacity, or set a folder'):
         ReplayBank(SIZE, 101)
     # Each of two processes has half of it.
-    ReplayBank(SIZE, 200, rank=0, world=2)
+    ReplayBank(SIZE, 200, shard=(1, 2))
     ReplayBank(SIZE, 1000, tmp_path)
 
 

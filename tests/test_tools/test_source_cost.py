@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_runs import ROOT
 
-from mmdfkd.registry import MODELS
+from mmdfkd.registry import MODELS, TASK_UTILS
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +26,9 @@ def test_rows(tool):
         names = [row.name for row in rows]
         assert len(set(names)) == len(names) > 1, name
         for row in rows:
-            if row.source and 'preset' not in row.source and row.start != 'files':
+            if row.source['type'].endswith('Renderer'):
+                TASK_UTILS.build(row.source)
+            elif 'preset' not in row.source and row.start != 'files':
                 MODELS.build(row.source)
     every = {row.name for row in tool.rows_of(tool.SETS['deit'])}
     assert {f'inversion: {name}' for name in (*tool.PRIORS, *tool.MODES)} < every
