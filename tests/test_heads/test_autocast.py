@@ -125,21 +125,24 @@ def test_a_step_stays_finite(model, teacher_model, head):
         if needs.extra_teachers:
             seen.others = (teacher.observe(images, (), True),)
         found = student(images, seen, Targets())
-    check(found, student, teacher)
+    assert_finite_step(found, student, teacher)
 
 
-def check(found, student, teacher, finite=True):
+def assert_finite_step(found, student, teacher):
     """Losses in single precision, and gradients of the student's, all of them finite."""
     assert found and all(v.dtype == torch.float32 and torch.isfinite(v) for v in found.values())
     sum(found.values()).backward()
     grads = [p.grad for p in student.parameters() if p.grad is not None]
     assert any(g.any() for g in grads)
-    assert not finite or all(torch.isfinite(g).all() for g in grads)
+    assert all(torch.isfinite(g).all() for g in grads)
     assert not any(p.grad is not None for p in teacher.net.parameters())
 
 
 # Detectors ---------------------------------------------------------------------------------------
 
+# At 64 the last level of a pyramid is a convolution with stride of a single position, for which
+# PyTorch's CPU kernel in bfloat16 returns now and then a gradient of memory it never wrote.
+ONE_STAGE_SIDE = 128
 PSEUDO = dict(type='PseudoLabelHead', threshold=0.2)
 FGD = dict(type='FGDHead', threshold=0.2)
 QUERIES = [
@@ -201,7 +204,7 @@ def detecting(kind):
     """A teacher, images, and what it says about them."""
     net = network(kind, 0).requires_grad_(False)
     teacher = build_adapter(net, Normalizer.from_config(toy.whole(detector(kind))))
-    pixels = toy.images(2, 64 if kind in toy.ONE_STAGE else toy.SIZE)
+    pixels = toy.images(2, ONE_STAGE_SIDE if kind in toy.ONE_STAGE else toy.SIZE)
     with torch.autocast('cpu', torch.bfloat16):
         return teacher, pixels, teacher.observe(pixels, fresh=True, serials=[3, 4])
 
@@ -212,14 +215,10 @@ def detecting(kind):
     ids=lambda x: x if isinstance(x, str) else x['type'],
 )
 def test_a_detectors_step_stays_finite(kind, head):
-    """Of GFL and FCOS only the losses: in bfloat16 on a CPU some gradients are now and then not.
-
-    That changes from process to process with the same weights and images; why is not known.
-    """
     teacher, pixels, seen = detecting(kind)
     head = MODELS.build(dict(head, type=f'mmdfkd.{head["type"]}'))
     student = Student(network(kind, 1), teacher.normalizer, [head])
     student.build_aligners(teacher, pixels.shape[-2:])
     with torch.autocast('cpu', torch.bfloat16):
         found = student.train()(pixels, seen, Targets())
-    check(found, student, teacher, finite=kind not in ('gfl', 'fcos'))
+    assert_finite_step(found, student, teacher)
