@@ -25,10 +25,12 @@ def tool():
 
 def test_rows_are_heads_of_their_family(tool, capsys):
     assert set(tool.ROWS) == {
-        *('two-stage', 'cascade with masks', 'DETR-like', 'one-stage', 'one-stage, GFL')
+        *('two-stage', 'cascade with masks', 'DETR-like', 'one-stage', 'one-stage, GFL'),
+        *(f'DETR-like, {count} queries' for count in (100, 300, 900)),
     }
     # Pseudo labels, which cost a detection and a loss of their own, in each of them.
-    assert all('pseudo labels' in rows for rows in tool.ROWS.values())
+    families = [rows for name, rows in tool.ROWS.items() if 'queries' not in name]
+    assert all('pseudo labels' in rows for rows in families)
     kinds = {
         type(MODELS.build(dict(h))).__name__
         for f in tool.ROWS.values()
@@ -81,6 +83,7 @@ def test_a_teacher_sees_the_objects_of_the_ordinary_step(tool, tmp_path, family)
         ('DETR-like', 'manifold, pyramid', {'loss_manifold_intra'}),
         ('cascade with masks', 'pseudo labels', {'loss_pseudo'}),
         ('one-stage, GFL', 'dense, LD', {'loss_dense_cls', 'loss_dense_bbox'}),
+        ('DETR-like, 300 queries', 'Hungarian', {'loss_hungarian_cls', 'loss_hungarian_l1'}),
     ],
 )
 def test_a_row_trains(tool, tmp_path, family, row, terms):

@@ -59,6 +59,12 @@ _CERTAIN = 6.0
 # The objects of an ordinary step, of classes 0, 1 and 2: xyxy pixels.
 OBJECTS = (8, 8, 40, 40), (60, 20, 110, 70), (30, 70, 60, 120)
 SHRUNK = dict(type='mmdfkd.Shrunk', width=0.75, depth=0.67, init='random')
+DETR_SHRUNK = dict(SHRUNK, head=0.5, decoder=0.5)
+# Teachers committed for the digits, and their students.
+COMMITTED = {
+    'two-stage': ('vitdet_digits', SHRUNK),
+    'DETR-like': ('deformable_detr_digits', DETR_SHRUNK),
+}
 
 
 def head(kind: str, **settings: Any) -> dict[str, Any]:
@@ -137,6 +143,15 @@ ROWS: dict[str, dict[str, list[dict]]] = {
         'CrossKD': [head('CrossKDHead', convs=1)],
         'pyramid, dense': [head('PyramidHead'), head('DenseResponseHead')],
     },
+    # As published DETRs have them; the rows in which their number counts.
+    **{
+        f'DETR-like, {count} queries': {
+            'queries': [head('QueryAlignedHead', fresh=False)],
+            'Hungarian': [head('HungarianQueryHead')],
+            'Hungarian in each layer': [head('HungarianQueryHead', matching='each')],
+        }
+        for count in (100, 300, 900)
+    },
     # Boxes as distributions: the dense answers are those of LD.
     'one-stage, GFL': {
         'pseudo labels': COMMON['pseudo labels'],
@@ -185,40 +200,58 @@ def cascade_with_masks() -> Config:
     return cfg
 
 
-def networks(family: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Teacher and student of a family, as a run names them."""
-    digits = dict(two='vitdet_digits', detr='deformable_detr_digits')
-    committed = {'two-stage': digits['two'], 'DETR-like': digits['detr']}.get(family)
-    if committed:
-        path = ROOT / 'configs' / 'digits' / committed
-        student = dict(SHRUNK, head=0.5, decoder=0.5) if family == 'DETR-like' else SHRUNK
-        return dict(config=f'{path}.py', checkpoint=f'{path}.pth'), dict(student)
+def many_queries(count: int) -> Config:
+    """The digits' DETR with more queries than its map has positions, which are therefore learnt."""
+    cfg = Config.fromfile(ROOT / 'configs' / 'digits' / 'deformable_detr_digits.py')
+    cfg.model.update(num_queries=count, as_two_stage=False)
+    cfg.model.test_cfg.max_per_img = count
+    return cfg
+
+
+def slimmer(cfg: Config, **changes: Any) -> dict[str, Any]:
+    """A student that is its teacher with other settings, whole paths below ``model``."""
+    slim = copy.deepcopy(cfg)
+    slim.merge_from_dict({f'model.{path}': value for path, value in changes.items()})
+    return dict(config=plain(slim), init='random')
+
+
+def plain(cfg: Config) -> dict[str, Any]:
+    """What a run needs of a detector's config."""
+    return dict(default_scope='mmdet', model=cfg.model.to_dict())
+
+
+def drawn(family: str) -> tuple[Config, dict[str, Any]]:
+    """A teacher whose weights are drawn at random, and its student, of a family without others."""
+    if family.startswith('DETR-like'):
+        return many_queries(int(family.split()[1])), dict(DETR_SHRUNK)
     if family == 'one-stage':
         cfg = load_config('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
         cfg.model.data_preprocessor.pad_size_divisor = 32
         # As of the others: the published .001 is for the metric, and lets all of .01 pass.
         cfg.model.test_cfg.score_thr = 0.05
-        slim = copy.deepcopy(cfg)
-        slim.model.backbone.widen_factor = 0.25
-        slim.model.neck.in_channels = [64, 128, 256]
+        slim = {'backbone.widen_factor': 0.25, 'neck.in_channels': [64, 128, 256]}
     elif family == 'one-stage, GFL':
         cfg = load_config('mmdet::gfl/gfl_r50_fpn_1x_coco.py')
         cfg.model.backbone.init_cfg = None
-        slim = copy.deepcopy(cfg)
-        slim.model.backbone.depth = 18
-        slim.model.neck.in_channels = [64, 128, 256, 512]
+        slim = {'backbone.depth': 18, 'neck.in_channels': [64, 128, 256, 512]}
     else:
         cfg = cascade_with_masks()
-        slim = copy.deepcopy(cfg)
-        slim.model.backbone.arch.update(num_layers=4, global_indices=(1, 3))
-    teacher, student = (
-        dict(config=dict(default_scope='mmdet', model=c.model.to_dict())) for c in (cfg, slim)
-    )
-    net = build_network(load_config(teacher['config']))
+        slim = {'backbone.arch.num_layers': 4, 'backbone.arch.global_indices': (1, 3)}
+    return cfg, slimmer(cfg, **slim)
+
+
+def networks(family: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Teacher and student of a family, as a run names them."""
+    if family in COMMITTED:
+        name, student = COMMITTED[family]
+        path = ROOT / 'configs' / 'digits' / name
+        return dict(config=f'{path}.py', checkpoint=f'{path}.pth'), dict(student)
+    cfg, student = drawn(family)
+    net = build_network(load_config(plain(cfg)))
     # Its class biases above all: without, every place of a dense one is an object.
     net.init_weights()
     torch.save(dict(state_dict=net.state_dict()), folder / 'teacher.pth')
-    return dict(teacher, checkpoint=str(folder / 'teacher.pth')), dict(student, init='random')
+    return dict(config=plain(cfg), checkpoint=str(folder / 'teacher.pth')), student
 
 
 def sees_the_objects(net: nn.Module) -> None:
