@@ -1,5 +1,6 @@
 """DETR's set prediction: which query is meant by which box, and how far it is from it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 _COST_BOX, _COST_GIOU = 5.0, 2.0
 _COST_CLASS = {True: 2.0, False: 1.0}
 _GIOU_EPS = 1e-6
+# Pairs from which on an assignment takes longer than starting a thread.
+_LARGE = 100
 
 
 def place_cost(boxes: Tensor, wanted: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -59,6 +62,9 @@ def assign(cost: Tensor) -> tuple[Tensor, Tensor]:
 def assign_all(cost: Tensor) -> tuple[Tensor, Tensor]:
     """Many one-to-one assignments of least cost, with one transfer from and to the device.
 
+    Large ones are solved side by side, on as many threads as PyTorch has: SciPy's solver is single,
+    but leaves the interpreter free.
+
     Args:
         cost (Tensor): ``[N, Q, P]``.
 
@@ -75,10 +81,12 @@ def assign_all(cost: Tensor) -> tuple[Tensor, Tensor]:
         )
     count = min(cost.shape[1:])
     found = np.zeros((2, len(cost), count), np.int64)
-    for i, one in enumerate(host.numpy()):
-        rows, columns = linear_sum_assignment(one)
-        order = columns.argsort()
-        found[:, i] = rows[order], columns[order]
+    threads = torch.get_num_threads() if count >= _LARGE else 1
+    with ThreadPoolExecutor(max(1, min(threads, len(cost)))) as pool:
+        solved = pool.map(linear_sum_assignment, host.numpy())
+        for i, (rows, columns) in enumerate(solved):
+            order = columns.argsort()
+            found[:, i] = rows[order], columns[order]
     rows, columns = torch.from_numpy(found).to(cost.device)
     return rows, columns
 
