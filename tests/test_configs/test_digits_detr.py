@@ -25,10 +25,10 @@ def test_two_steps_of_the_main_job(tmp_path):
         torch.load(tmp_path / f'{name}.pth', weights_only=True)['state_dict']
         for name in ('student_start', 'student')
     )
-    # All six blocks, two of four decoder layers; every part is reached by a distill head.
+    # All six blocks, three of four decoder layers; every part is reached by a distill head.
     kept = {key.split('.')[2] for key in student if key.startswith('backbone.blocks.')}
-    assert len(kept) == 6 and 'decoder.layers.1.norms.0.weight' in student
-    assert 'decoder.layers.2.norms.0.weight' not in student
+    assert len(kept) == 6 and 'decoder.layers.2.norms.0.weight' in student
+    assert 'decoder.layers.3.norms.0.weight' not in student
     moved = {key for key in start if not torch.equal(start[key], student[key])}
-    for part in ('backbone.blocks.5', 'neck', 'encoder.layers.0', 'decoder.layers.1', 'bbox_head'):
+    for part in ('backbone.blocks.5', 'neck', 'encoder.layers.0', 'decoder.layers.2', 'bbox_head'):
         assert any(key.startswith(part) for key in moved), part
