@@ -63,3 +63,13 @@ def test_a_row_beside_kl(tool, tmp_path, monkeypatch):
     )
     assert own.student.net.state_dict().keys() == alone.student.net.state_dict().keys()
     assert [type(head).__name__ for head in alone.student.heads] == ['LogitHead']
+
+
+def test_early_features_beside_kl_of_their_own_pair(tool):
+    row, base = (tool.distiller_of(name, 'cpu') for name in (tool.EARLY, tool.rival_of(tool.EARLY)))
+    assert [type(h).__name__ for h in row.student.heads] == ['LogitHead', 'EarlyFeatureHead']
+    assert [type(h).__name__ for h in base.student.heads] == ['LogitHead']
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    found, _ = tool.measure(row, base, images, 1)
+    assert 1 < found['memory'] < 2
+    assert tool.rival_of('SiT') == tool.kl_of('SiT')

@@ -3,7 +3,7 @@
     python tools/benchmarks/head_cost.py
     python tools/benchmarks/head_cost.py --rows "KL + manifold" --rounds 15
 
-The rows of tools/benchmarks/heads.py. A step is a whole one: teacher, student, losses, gradients,
+The rows of tools/benchmarks/heads.py, and DearKD's early features of a CNN. A step is a whole one: teacher, student, losses, gradients,
 optimiser, on images that are there already. In each round come a step of the row and one of KL
 alone of the same student, in one process, now this first and now that; the
 median of the ratios is taken, so a machine that others use at the same time meets both. Seconds are
@@ -50,14 +50,35 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / 'docs' / 'results' / 'head_cost.jsonl'
 SIZE = 32
 INHERITED = INHERITED_ROWS | OWN_INHERITED_ROWS
-ROWS = FULL_ROWS | INHERITED_ROWS | OWN_KL
+# Of DearKD's pair, whose teacher is another than the benchmark's.
+EARLY, EARLY_KL = 'KL + early features', 'KL, CNN teacher'
+DEARKD = ROOT / 'configs' / 'dearkd' / 'dearkd_resnet18-c16_to_vit128_cifar10.py'
+ROWS = FULL_ROWS | INHERITED_ROWS | OWN_KL | dict.fromkeys((EARLY, EARLY_KL))
+
+
+def rival_of(row: str) -> str:
+    """KL alone of the same pair of networks."""
+    return EARLY_KL if row in (EARLY, EARLY_KL) else kl_of(row)
+
+
+def config_of(row: str, init: str) -> Config:
+    """The run of a row as heads.py has it."""
+    if row in (EARLY, EARLY_KL):
+        cfg = Config.fromfile(DEARKD)
+        early = [dict(h) for h in cfg.model.heads if h.type == 'mmdfkd.EarlyFeatureHead']
+        for head in early:
+            # The first stage goes on.
+            del head['schedule']
+        cfg.model.heads = [dict(type='mmdfkd.LogitHead'), *(early if row == EARLY else ())]
+        return cfg
+    with tempfile.TemporaryDirectory() as folder:
+        return Config.fromfile(row_config(Run('data-free', row, init, 0, 1), Path(folder)))
 
 
 def distiller_of(row: str, device: str) -> DataFreeDistiller:
     """The run of a row, started; images come from outside."""
     init = 'inherit' if row in INHERITED else 'random'
-    with tempfile.TemporaryDirectory() as folder:
-        cfg = Config.fromfile(row_config(Run('data-free', row, init, 0, 1), Path(folder)))
+    cfg = config_of(row, init)
     cfg.model.source = dict(type='mmdfkd.RenderedSource')
     if row not in OWN_CONFIGS:
         cfg.model.student.init = init
@@ -162,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if (where, name) in finished_runs(args.out, lambda line: (line['set'], line['row'])):
             continue
         began = time.perf_counter()
-        base = rival(kl_of(name))
+        base = rival(rival_of(name))
         row = distiller_of(name, args.device)
         found, seconds = measure(row, base, images, args.rounds)
         parameters = [
