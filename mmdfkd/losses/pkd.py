@@ -19,8 +19,8 @@ def pkd(student: Tensor, teacher: Tensor, eps: float = 1e-3) -> Tensor:
 
     ``z`` standardises each channel over batch and positions with the biased variance, so the loss
     depends on neither network's scale, nor on how often the batch is repeated. It does see the
-    batch: its statistics are those of the images at hand (of one rank). The scale of single channels
-    among others is free up to ``eps``: it is a share of what all of them vary.
+    batch: its statistics are those of the images at hand (of one rank). The scale of a channel
+    among the others is free up to ``eps``, which is a share of what all of them vary.
 
     Args:
         student (Tensor): ``[N, C, H, W]``.

@@ -3,11 +3,11 @@
     python tools/benchmarks/head_cost.py
     python tools/benchmarks/head_cost.py --rows "KL + manifold" --rounds 15
 
-The rows of tools/benchmarks/heads.py, and DearKD's early features of a CNN. A step is a whole one: teacher, student, losses, gradients,
-optimiser, on images that are there already. In each round come a step of the row and one of KL
-alone of the same student, in one process, now this first and now that; the
-median of the ratios is taken, so a machine that others use at the same time meets both. Seconds are
-those that the process computed on a CPU, of the clock on a GPU.
+The rows of tools/benchmarks/heads.py, and DearKD's early features of a CNN. A step is a whole one:
+teacher, student, losses, gradients, optimiser, on images that are there already. In each round come
+a step of the row and one of KL alone of the same student, in one process, now this first and now
+that; the median of the ratios is taken, so a machine that others use at the same time meets both.
+Seconds are those that the process computed on a CPU, of the clock on a GPU.
 
 ``time``: seconds of a step, in those of KL alone. ``memory``: what a step keeps for its backward
 and of the heads' own parameters (with gradients and both averages of Adam), likewise; ``mib`` is
