@@ -2,16 +2,18 @@
 # detectors; a DETR's own are the student's shape and the heads.
 _base_ = './dfkd_detector.py'
 model = dict(
-    # Under half of the teacher's parameters: every block, thin (2 of 5 heads), and three quarters of
-    # the decoder's layers with a fifth of their hidden units; the decoder's width stays. Two layers
-    # with four fifths start better and end at the same mAP, with less AP50 (docs/notes/detr.md).
+    # Under half of the teacher's parameters: every block, thin (2 of 5 heads), three quarters of the
+    # decoder's layers, three fifths of the hidden units of encoder and decoder, whose width stays.
+    # The neck's convolutions have 40 channels between them: a thin backbone fills no more, and at 256
+    # the second of them was a sixth of the student (docs/notes/detr.md).
     student=dict(
         _delete_=True,
         type='mmdfkd.Shrunk',
         width=0.4,
         depth=1.0,
-        mlp=0.2,
-        head=0.2,
+        mlp=0.4,
+        neck=0.16,
+        head=0.6,
         decoder=0.75,
         init='inherit'),
     heads=[

@@ -245,7 +245,13 @@ def _shrink_detector(
 
 
 def _shrink_detr(
-    model: ConfigDict, width: float, depth: float, mlp: float, head: float, decoder: float
+    model: ConfigDict,
+    width: float,
+    depth: float,
+    mlp: float,
+    neck: float | None,
+    head: float,
+    decoder: float,
 ) -> None:
     kind = _name(model.get('neck'))
     if kind not in ('SimpleFPN', 'ChannelMapper'):
@@ -254,6 +260,14 @@ def _shrink_detr(
     if kind == 'ChannelMapper' and len(model.neck.in_channels) != 1:
         raise _unsupported('its ChannelMapper reads several maps')
     model.neck.in_channels = [channels] if kind == 'ChannelMapper' else channels
+    if neck not in (None, 1):
+        if kind == 'ChannelMapper':
+            raise ValueError(
+                f'mmdfkd.Shrunk: neck={neck} for a {_name(model)} with a ChannelMapper, whose one '
+                'convolution writes what the decoder reads: leave neck out.'
+            )
+        wide = model.neck.get('lateral_channels') or model.neck.get('out_channels', 256)
+        model.neck.lateral_channels = _cut(wide, neck, 8)
     for part in (model.encoder, model.decoder):
         part.num_layers = _cut(part.num_layers, decoder)
         ffn = part.layer_cfg.ffn_cfg
@@ -283,8 +297,9 @@ def shrink_config(
         width (float): Share of the token channels and of the heads, in (0, 1]. Defaults to 0.75.
         depth (float): Share of the blocks. Defaults to 0.67.
         mlp (float, optional): Share of the MLPs' hidden units. Defaults to ``width``.
-        neck (float, optional): Share of the pyramid's channels. Defaults to ``width``; those of a
-            DETR stay, as the width of its encoder and decoder does.
+        neck (float, optional): Share of the pyramid's channels. Defaults to ``width``. A DETR's
+            stay, as the width of its encoder and decoder does: there it is the share of the
+            channels between the two convolutions of its SimpleFPN, and 1 by default.
         head (float, optional): Share of the detection heads' hidden widths, of a DETR those of the
             MLPs in encoder and decoder. Defaults to ``width``.
         decoder (float, optional): Share of the layers of a DETR's encoder and decoder. Defaults to
@@ -333,12 +348,7 @@ def shrink_config(
     elif _name(model) == 'ImageClassifier' and _name(model.backbone) == 'SwinTransformer':
         _shrink_swin(model, width, depth, mlp)
     elif _name(model.backbone) == 'ViTDet' and _name(model) in _DETRS:
-        if given['neck'] not in (None, 1):
-            raise ValueError(
-                f'mmdfkd.Shrunk: neck={given["neck"]} for a {_name(model)}, whose neck is as wide '
-                'as its decoder, which stays: leave neck out.'
-            )
-        _shrink_detr(model, width, depth, mlp, head, decoder)
+        _shrink_detr(model, width, depth, mlp, given['neck'], head, decoder)
     elif _name(model.backbone) == 'ViTDet' and 'roi_head' in model:
         _shrink_detector(model, width, depth, mlp, neck, head)
     else:

@@ -150,11 +150,24 @@ def test_the_first_layer_stays_where_it_is_of_its_own_kind(kind):
     assert torch.equal(*first)
 
 
+def test_channels_between_the_necks_convolutions_that_nothing_fills_cost_nothing():
+    # The first one reads 16 channels: with the mean, 17 directions hold all that it writes.
+    model = model_of('deformable')
+    cfg = shrunk(model, width=1, depth=1, neck=0.75)
+    assert cfg['neck']['lateral_channels'] == 24
+    teacher, student = adapter_of(model), adapter_of(cfg, seed=5)
+    assert student.net.neck.fpn_convs[0].conv.weight.shape == (32, 24, 3, 3)
+    inherit(teacher, student, IMAGES, batch_size=4)
+    theirs, ours = answers(teacher), answers(student)
+    assert torch.allclose(ours.logits, theirs.logits, atol=1e-6)
+    assert torch.allclose(ours.boxes, theirs.boxes, atol=1e-6)
+
+
 def test_what_cannot_be_inherited_is_said():
     model = model_of('deformable')
     teacher = adapter_of(model)
     with pytest.raises(ValueError, match='leave neck out'):
-        shrunk(model, neck=0.5)
+        shrunk(mapper(model), neck=0.5)
     narrow = adapter_of(model_of('deformable', width=16))
     with pytest.raises(ValueError, match='equal width'):
         inherit(teacher, narrow, IMAGES)

@@ -84,6 +84,15 @@ def test_equals_the_published_pyramid(factors, num_outs):
             assert torch.allclose(out[b], level, atol=1e-11, rtol=1e-11)
 
 
+def test_fewer_channels_between_the_convolutions():
+    neck = build(lateral_channels=4)
+    weights = {k: v.detach() for k, v in neck.state_dict().items()}
+    assert weights['fpn_convs.0.conv.weight'].shape == (6, 4, 3, 3)
+    x = torch.randn(1, 8, 4, 6, dtype=torch.float64)
+    expected = lateral(rescaled(x[0], weights, 1, 4), weights, 0)
+    assert torch.allclose(neck(x)[0][0], expected, atol=1e-11, rtol=1e-11)
+
+
 def test_a_map_or_a_tuple_of_maps():
     neck, x = build(), torch.randn(1, 8, 4, 4, dtype=torch.float64)
     assert all(torch.equal(a, b) for a, b in zip(neck(x), neck((x,)), strict=True))

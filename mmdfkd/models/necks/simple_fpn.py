@@ -45,6 +45,8 @@ class SimpleFPN(BaseModule):
             Defaults to (4, 2, 1, 0.5).
         num_outs (int): Number of levels; those beyond the scale factors are subsampled from the
             last with stride 2. Defaults to 5.
+        lateral_channels (int, optional): Channels between a level's two convolutions. Defaults to
+            ``out_channels``, as ViTDet has it; fewer where the output has to be wide, as a DETR's.
         norm_eps (float): Epsilon of the norms. Defaults to 1e-5, that of mmdet's published
             detectors (mmcv gives it to every norm of neck and heads); detectron2's have 1e-6.
         init_cfg (dict, optional): mmengine's initialisation.
@@ -56,6 +58,7 @@ class SimpleFPN(BaseModule):
         out_channels: int = 256,
         scale_factors: Sequence[float] = (4, 2, 1, 0.5),
         num_outs: int = 5,
+        lateral_channels: int | None = None,
         norm_eps: float = 1e-5,
         init_cfg: dict | None = None,
     ) -> None:
@@ -69,15 +72,18 @@ class SimpleFPN(BaseModule):
         self.lateral_convs = nn.ModuleList()
         self.fpn_convs = nn.ModuleList()
         norm_cfg = {'type': LayerNorm2d, 'eps': norm_eps}
+        lateral_channels = lateral_channels or out_channels
         for i, factor in enumerate(self.scale_factors, start=1):
             layers, channels = _rescale(in_channels, factor, norm_eps)
             self.add_module(f'fpn{i}', layers)
             self.lateral_convs.append(
-                ConvModule(channels, out_channels, 1, norm_cfg=norm_cfg, act_cfg=None, bias=False)
+                ConvModule(
+                    channels, lateral_channels, 1, norm_cfg=norm_cfg, act_cfg=None, bias=False
+                )
             )
             self.fpn_convs.append(
                 ConvModule(
-                    out_channels,
+                    lateral_channels,
                     out_channels,
                     3,
                     padding=1,
