@@ -9,13 +9,19 @@ from .base import DistillHead
 from .object_watch import ObjectWatch
 
 
+def _has_area(boxes: Tensor) -> Tensor:
+    """Which boxes ``(x0, y0, x1, y1)`` are a pixel wide and high at least: ``[N]`` of bools."""
+    return (boxes[:, 2:] - boxes[:, :2] >= 1).all(-1)
+
+
 @MODELS.register_module()
 class PseudoLabelHead(ObjectWatch, DistillHead):
     """The student's own training loss, the teacher's detections being the labels.
 
     Needs nothing in common with the teacher but the classes: of any family of detectors, at any
     width. Assignment, sampling and weights are those of the student's own ``train_cfg`` and heads,
-    as mmdet trains it; features and encoder are not computed twice.
+    as mmdet trains it; features and encoder are not computed twice. Boxes under a pixel wide or
+    high are no labels, as in mmdet's sets: some families' losses are not finite there.
 
     Where the teacher detects nothing above the threshold in ``patience`` steps on end, that is
     said, and what is configured happens.
@@ -53,6 +59,9 @@ class PseudoLabelHead(ObjectWatch, DistillHead):
         Raises:
             NoDetectionsError: Where ``on_empty='stop'`` says so.
         """
-        objects = [found[self.sure(found.scores, found.labels)] for found in teacher.detections]
+        objects = [
+            found[self.sure(found.scores, found.labels) & _has_area(found.bboxes)]
+            for found in teacher.detections
+        ]
         self.watch(sum(map(len, objects)))
         return {'loss_pseudo': sum(student.own_loss(objects).values())}

@@ -307,6 +307,35 @@ def test_pseudo_labels_of_another_family():
         bare(PIXELS, observed(teacher, bare), Targets())
 
 
+@pytest.mark.parametrize('kind', ['two-stage', 'retina'])
+def test_boxes_without_area_are_no_labels(kind):
+    """mmdet's own losses of them are NaN in the one, infinite in the other."""
+    if kind == 'retina':
+        model = toy.one_stage_model(kind)
+    else:
+        model = dict(toy.detector_model(), train_cfg=TRAIN)
+    student = student_of(adapter_of(), [HEADS['pseudo']], model=model)
+    memory = student.adapter.encode(PIXELS)
+
+    def found_of(*boxes):
+        labels = torch.ones(len(boxes), dtype=torch.long)
+        found = InstanceData(
+            bboxes=torch.tensor(boxes), labels=labels, scores=torch.ones(len(boxes))
+        )
+        return [found, found]
+
+    def loss_of(*boxes):
+        torch.manual_seed(0)
+        theirs = Observation(memory, find_detections=lambda: found_of(*boxes))
+        return float(student(PIXELS, theirs, Targets())['loss_pseudo'])
+
+    whole, line, thin = [4.0, 5.0, 24.0, 30.0], [40.0, 5.0, 40.0, 30.0], [9.0, 9.0, 9.5, 20.0]
+    raw = student.adapter.own_loss(memory, found_of(line))
+    assert not all(torch.isfinite(v) for v in raw.values())
+    assert loss_of(whole, line, thin) == loss_of(whole)
+    assert 0 < loss_of(line) < float('inf')
+
+
 @pytest.mark.parametrize('kind', ['detr', 'deformable', 'two-stage', 'dino'])
 def test_without_any_object_every_parameter_keeps_its_gradient(kind):
     """DINO's denoising queries, of which there are none without an object, included."""
