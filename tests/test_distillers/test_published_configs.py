@@ -21,7 +21,7 @@ TWO_STAGE = (
 )
 MASKS = (*TWO_STAGE, dict(type='mmdfkd.MaskResponseHead'))
 ONE_STAGE = (dict(type='mmdfkd.PyramidHead'), dict(type='mmdfkd.DenseResponseHead'))
-#: Config, heads and edge of the images in pixels. DINO chooses 900 queries among its tokens.
+#: Config, heads, edge of the images in pixels and, where it is another, the student's config. DINO chooses 900 queries among its tokens.
 #: ViTDet's configs are this project's own; the large one is in test_configs/test_coco.py, smaller.
 PUBLISHED = dict(
     detr=('mmdet::detr/detr_r18_8xb2-500e_coco.py', DETR, 64),
@@ -42,6 +42,20 @@ PUBLISHED = dict(
         64,
     ),
     gfl=('mmdet::gfl/gfl_r50_fpn_1x_coco.py', ONE_STAGE, 64),
+    # Heads behind a stage of the backbone, and no pyramid.
+    c4=('mmdet::faster_rcnn/faster-rcnn_r50-caffe-c4_ms-1x_coco.py', TWO_STAGE[1:], 64),
+    smaller_faster=(
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+        TWO_STAGE,
+        64,
+        'mmdet::faster_rcnn/faster-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.py',
+    ),
+    smaller_retina=(
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+        ONE_STAGE,
+        64,
+        'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+    ),
     rtmdet=('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', ONE_STAGE, 64),
 )
 
@@ -68,14 +82,15 @@ def coco_loader(folder, size: int, names: tuple[str, ...]) -> dict:
 
 # The slowest, most of them by their many queries; adapters and heads have small tests beside.
 # Of every family one at least is left: two DETRs, four two-stage ones, three dense ones.
-SLOW = ('conditional', 'dab', 'dino', 'gfl', 'vitdet_b')
+SLOW = ('conditional', 'dab', 'dino', 'gfl', 'vitdet_b', 'c4')
 
 
 @pytest.mark.parametrize(
     'kind', [pytest.param(k, marks=pytest.mark.slow if k in SLOW else ()) for k in PUBLISHED]
 )
 def test_two_steps_and_a_test(kind, tmp_path):
-    config, heads, size = PUBLISHED[kind]
+    config, heads, size, *smaller = PUBLISHED[kind]
+    student = smaller[0] if smaller else config
     torch.manual_seed(0)
     weights = tmp_path / 'teacher.pth'
     weights.touch()
@@ -84,7 +99,7 @@ def test_two_steps_and_a_test(kind, tmp_path):
     cfg = toy.run_config(
         tmp_path,
         model_teacher=dict(config=config, checkpoint=str(weights)),
-        model_student=dict(config=config, init=str(tmp_path / 'student.pth')),
+        model_student=dict(config=student, init=str(tmp_path / 'student.pth')),
         model_heads=list(heads),
         model_image_size=size,
         # No layer is fitted that needs more.

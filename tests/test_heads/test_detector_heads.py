@@ -1,9 +1,11 @@
 """Masks, cascade stages, FGD and answers across families, between tiny detectors."""
 
+import math
+
 import pytest
 import torch
 import toy
-from mmdet.structures.bbox import bbox2roi, bbox_overlaps
+from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from tiny_runs import ROOT
@@ -163,39 +165,137 @@ def test_a_single_stage_and_a_cascade(cascade, seen):
     assert last is not None and not last.any()
 
 
+def overlap(boxes, others):
+    """GIoU of xyxy boxes in float64; sides that passed each other meet."""
+    (ax, ay, au, av), (bx, by, bu, bv) = (x.double().unbind(-1) for x in (boxes, others))
+    au, av, bu, bv = au.maximum(ax), av.maximum(ay), bu.maximum(bx), bv.maximum(by)
+    width, height = au.minimum(bu) - ax.maximum(bx), av.minimum(bv) - ay.maximum(by)
+    both = width.clamp_min(0) * height.clamp_min(0)
+    union = (au - ax) * (av - ay) + (bu - bx) * (bv - by) - both
+    hull = (au.maximum(bu) - ax.minimum(bx)) * (av.maximum(bv) - ay.minimum(by))
+    return both / union - (hull - union) / hull
+
+
+def with_zero(logits):
+    """Sigmoids beside a background of zero."""
+    return torch.cat([logits, logits.new_zeros(len(logits), 1)], 1)
+
+
+def at_places(adapter, memory, probe):
+    """A dense network's rows: of the place whose box is nearest."""
+    answers = adapter.ask(memory)
+    rows = []
+    for b, wanted in enumerate(probe.boxes):
+        for box in wanted:
+            best = overlap(answers.boxes[b], box).argmax()
+            rows.append((answers.logits[b, best], answers.boxes[b, best]))
+    logits, boxes = (torch.stack(x) for x in zip(*rows, strict=True))
+    return with_zero(logits), boxes.double()
+
+
+def at_queries(adapter, memory, probe):
+    """A DETR's rows: of the query that is nearest by 5 L1 in shares and 2 GIoU."""
+    net, encoder = adapter.net, adapter.encoded(memory)
+    inputs, _ = net.pre_decoder(**encoder.before_decoder)
+    logits, boxes = net.bbox_head(**net.forward_decoder(**{**encoder.decoder, **inputs}))
+    h, w = memory.image_size
+    scale, rows = boxes.new_tensor([w, h, w, h]), []
+    for b, wanted in enumerate(probe.boxes):
+        x, y, width, height = boxes[-1, b].unbind(-1)
+        corners = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+        corners = torch.stack(corners, -1)
+        for box in wanted.double() / scale:
+            middle = torch.cat([(box[:2] + box[2:]) / 2, box[2:] - box[:2]])
+            far = 5 * (boxes[-1, b] - middle).abs().sum(-1) - 2 * overlap(corners, box)
+            rows.append((logits[-1, b, far.argmin()], corners[far.argmin()] * scale))
+    logits, boxes = (torch.stack(x) for x in zip(*rows, strict=True))
+    return logits if logits.shape[1] == 4 else with_zero(logits), boxes
+
+
+def at_regions(adapter, memory, probe):
+    """A RoI head's rows, stage by stage, each where its surest class moves the box."""
+    roi_head = adapter.net.roi_head
+    h, w = memory.image_size
+    cascade = isinstance(roi_head.bbox_head, torch.nn.ModuleList)
+    heads = list(roi_head.bbox_head) if cascade else [roi_head.bbox_head]
+    counts = [len(own) for own in probe.boxes]
+    boxes, answers = torch.cat(list(probe.boxes)), []
+    for stage, head in enumerate(heads):
+        rois = bbox2roi(list(boxes.split(counts)))
+        out = roi_head._bbox_forward(*((stage,) if cascade else ()), memory.feats, rois)
+        answers.append(out['cls_score'])
+        moved = []
+        for box, row, deltas in zip(boxes, answers[-1], out['bbox_pred'], strict=True):
+            # Of Faster R-CNN a box for each class.
+            label = 0 if head.reg_class_agnostic else int(row[:3].argmax())
+            dx, dy, dw, dh = deltas[4 * label : 4 * label + 4] * deltas.new_tensor(
+                head.bbox_coder.stds
+            )
+            size, centre = box[2:] - box[:2], (box[:2] + box[2:]) / 2
+            centre = centre + torch.stack([dx, dy]) * size
+            most = -math.log(16 / 1000)
+            half = size * torch.stack([dw, dh]).clamp(-most, most).exp() / 2
+            low, high = ((centre + sign * half).clamp_min(0) for sign in (-1, 1))
+            limit = box.new_tensor([w, h])
+            moved.append(torch.cat([low.minimum(limit), high.minimum(limit)]))
+        # A student's stage is asked where the teacher's before it moved the boxes.
+        given = stage < len(probe.moved)
+        boxes = torch.cat(list(probe.moved[stage])) if given else torch.stack(moved)
+    return sum(answers) / len(answers), torch.stack(moved)
+
+
+BOX_PAIRS = dict(
+    dense=(toy.detr_model('deformable'), toy.one_stage_model('retina'), at_places),
+    regions=(toy.detr_model('deformable'), toy.detector_model(24), at_regions),
+    stages=(toy.detr_model('deformable'), toy.cascade_model(24), at_regions),
+    queries=(toy.detector_model(), toy.detr_model('detr'), at_queries),
+    sigmoids=(toy.detector_model(), toy.detr_model('deformable'), at_queries),
+    moved=(toy.cascade_model(), toy.cascade_model(24), at_regions),
+)
+
+
 @torch.no_grad()
-def test_boxes_of_a_detr_become_those_of_a_dense_student():
-    teacher = adapter_of(toy.detr_model('deformable'))
-    student = student_of(
-        teacher, toy.one_stage_model('retina'), dict(type='mmdfkd.BoxResponseHead', floor=0.2)
+@pytest.mark.parametrize('pair', BOX_PAIRS)
+def test_boxes_are_compared_across_families(pair):
+    """Rows at the teacher's boxes, of images that are not square and get padded."""
+    taught, learning, rows_of = BOX_PAIRS[pair]
+    teacher = adapter_of(taught)
+    head = dict(type='mmdfkd.BoxResponseHead', floor=0.2, temperature=2.0)
+    student = student_of(teacher, learning, head).double()
+    teacher.net.double()
+    images = PIXELS[..., :40, :].double()
+    theirs = teacher.observe(images)
+    found = student(images, theirs, Targets())
+    memory = student.adapter.encode(images)
+    z_s, own = rows_of(student.adapter, memory, theirs.probe)
+    if pair in ('dense', 'regions', 'stages'):
+        last = theirs.response.asked
+        z_t, (x, y, w, h) = with_zero(last.logits[-1].flatten(0, 1)), last.boxes[-1].unbind(-1)
+        other = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1).flatten(0, 1)
+        other = other * torch.tensor([48.0, 40.0, 48.0, 40.0])
+    else:
+        z_t, other = at_regions(teacher, theirs.memory, theirs.probe)
+    assert len(z_s) == len(z_t) > 10 and z_s.dtype == z_t.dtype == torch.float64
+    weight = z_t.softmax(-1)[:, :-1].amax(-1)
+    floored = 0.2 + 0.8 * weight
+    p, q = ((z / 2).softmax(-1) for z in (z_s, z_t))
+    cls = 4 * (q * (q.log() - p.log())).sum(-1)
+
+    def shares(boxes):
+        """``(cx, cy, w, h)`` in shares of the image; sides that passed each other meet."""
+        low, high = (x / boxes.new_tensor([48, 40]) for x in boxes.split(2, -1))
+        return torch.cat([(low + high) / 2, (high - low).clamp_min(0)], -1)
+
+    l1 = (shares(own) - shares(other)).abs().mean(-1)
+    giou = 1 - overlap(own, other)
+    wanted = dict(
+        cls=(floored * cls).sum() / floored.sum(),
+        l1=5 * (weight * l1).sum() / weight.sum(),
+        giou=2 * (weight * giou).sum() / weight.sum(),
     )
-    theirs = teacher.observe(PIXELS)
-    found = student(PIXELS, theirs, Targets())
-    memory = student.adapter.encode(PIXELS)
-    answers = student.adapter.ask(memory)
-    rows = [[], [], [], []]
-    for b, wanted in enumerate(theirs.probe.boxes):
-        nearest = bbox_overlaps(wanted, answers.boxes[b], mode='giou').argmax(1)
-        rows[0].append(answers.logits[b, nearest])
-        rows[1].append(answers.boxes[b, nearest])
-    rows = [torch.cat(r).double() for r in rows[:2]]
-    pad = torch.zeros(len(rows[0]), 1, dtype=torch.float64)
-    z_s = torch.cat([rows[0], pad], 1)
-    z_t = theirs.response.logits.double()
-    p, q = z_s.softmax(-1), z_t.softmax(-1)
-    w = q[:, :-1].amax(-1)
-    kl = (q * (q.log() - p.log())).sum(-1)
-    f = 0.2 + 0.8 * w
-    assert float(found['loss_box_cls']) == pytest.approx(float((f * kl).sum() / f.sum()), rel=1e-4)
-    goal = theirs.response.asked.boxes[-1].flatten(0, 1).double()
-    own = torch.cat([(rows[1][:, :2] + rows[1][:, 2:]) / 2, rows[1][:, 2:] - rows[1][:, :2]], 1)
-    apart = (own / toy.SIZE - goal).abs().mean(-1)
-    wanted = 5 * (w * apart).sum() / w.sum()
-    assert float(found['loss_box_l1']) == pytest.approx(float(wanted), rel=1e-4)
-    corners = torch.cat([goal[:, :2] - goal[:, 2:] / 2, goal[:, :2] + goal[:, 2:] / 2], 1)
-    giou = bbox_overlaps(rows[1] / toy.SIZE, corners, mode='giou', is_aligned=True)
-    wanted = 2 * (w * (1 - giou)).sum() / w.sum()
-    assert float(found['loss_box_giou']) == pytest.approx(float(wanted), rel=1e-3)
+    assert len(found) == 3
+    for name, value in wanted.items():
+        assert float(found[f'loss_box_{name}']) == pytest.approx(float(value), rel=1e-6)
 
 
 def views(seed, channels=3, boxes=True):

@@ -46,9 +46,12 @@ def observed(teacher, student):
 
 def silent(adapter):
     """It sees no object anywhere."""
-    for branch in adapter.net.bbox_head.cls_branches:
-        torch.nn.init.zeros_(branch.weight)
-        torch.nn.init.constant_(branch.bias, -30.0)
+    head = adapter.net.bbox_head
+    for layer in [head.fc_cls] if hasattr(head, 'fc_cls') else head.cls_branches:
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.constant_(layer.bias, -30.0)
+        if not head.loss_cls.use_sigmoid:
+            torch.nn.init.constant_(layer.bias[-1:], 30.0)
     return adapter
 
 
@@ -196,58 +199,86 @@ def test_assignments_of_a_batch_are_those_of_each(queries, wanted):
 
 @torch.no_grad()
 @pytest.mark.parametrize('threshold', [0.3, (0.7, 0.3, 0.5)])
-def test_prior_takes_the_teachers_assignment(threshold):
-    """Focal loss by the number of objects, 5 L1 as a sum, 2 GIoU; of each layer and image."""
-    teacher = adapter_of()
-    student = student_of(teacher, [dict(HEADS['prior'], threshold=threshold)])
-    theirs = observed(teacher, student)
-    (found,) = student(PIXELS, theirs, Targets()).values()
-    own, other = mine(student, theirs).response.asked, theirs.response.asked
-    scores, classes = chances(other.logits[-1], True).max(-1)
+@pytest.mark.parametrize('kind', ['deformable', 'detr'])
+def test_prior_takes_the_teachers_assignment(kind, threshold):
+    """5 L1 as a sum, 2 GIoU, of each layer and image.
+
+    Classes: focal loss by the number of objects, or cross-entropy with a tenth of the background.
+    """
+    sigmoid = kind != 'detr'
+    teacher = adapter_of(kind=kind)
+    student = student_of(teacher, [dict(HEADS['prior'], threshold=threshold)], kind=kind)
+    teacher.net.double(), student.double()
+    pixels = PIXELS.double()
+    theirs = teacher.observe(pixels)
+    (found,) = student(pixels, theirs, Targets()).values()
+    memory = student.adapter.encode(pixels)
+    own, other = student.adapter.answer(memory, theirs.probe).asked, theirs.response.asked
+    scores, classes = chances(other.logits[-1], sigmoid)[..., :3].max(-1)
     least = torch.tensor(threshold).expand(3)
     terms, objects = [], []
     for b in range(2):
         queries = [q for q in range(12) if scores[b, q] >= least[classes[b, q]]]
         objects += classes[b, queries].tolist()
-        goal = torch.zeros(12, 3, dtype=torch.float64)
-        goal[queries, classes[b, queries]] = 1
         share = max(len(queries), 1)
         for layer in range(2):
-            p = chances(own.logits[layer, b], True)
-            said = goal * p + (1 - goal) * (1 - p)
-            focal = -(0.75 - 0.5 * goal) * (1 - said) ** 2 * said.log()
+            p = chances(own.logits[layer, b], sigmoid)
+            if sigmoid:
+                goal = torch.zeros(12, 3, dtype=torch.float64)
+                goal[queries, classes[b, queries]] = 1
+                said = goal * p + (1 - goal) * (1 - p)
+                cls = (-(0.75 - 0.5 * goal) * (1 - said) ** 2 * said.log()).sum() / share
+            else:
+                goal = [int(classes[b, q]) if q in queries else 3 for q in range(12)]
+                weight = [0.1 if label == 3 else 1.0 for label in goal]
+                rows = [-float(p[q, goal[q]].log()) * weight[q] for q in range(12)]
+                cls = sum(rows) / sum(weight)
             pair = own.boxes[layer, b, queries], other.boxes[-1, b, queries]
             away = 5 * apart(*pair).sum() + 2 * (1 - overlap(*pair)).sum()
-            terms.append(float((focal.sum() + away) / share))
-    assert len(set(objects)) > 1
-    assert float(found) == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+            terms.append(float(cls + away / share))
+    assert len(set(objects)) > 1 and len(objects) < 24
+    assert float(found) == pytest.approx(sum(terms) / len(terms), rel=1e-6)
 
 
-def test_memory_is_weighted_by_the_teachers_boxes():
-    teacher = adapter_of(width=32)
-    student = student_of(teacher, [HEADS['memory']], width=16)
-    theirs = observed(teacher, student)
+# Of 48 px nothing is padded; 40 x 56 px become 48 x 64.
+@pytest.mark.parametrize('floor', [0.1, 1.0])
+@pytest.mark.parametrize('size', [(48, 48), (40, 56)])
+@pytest.mark.parametrize('kind', ['deformable', 'detr'])
+def test_memory_is_weighted_by_the_teachers_boxes(kind, size, floor):
+    """Tokens of 8 px; what lies on padding has no weight."""
+    pixels = toy.images(2, 56)[..., : size[0], : size[1]].double()
+    teacher = adapter_of(kind=kind, width=32)
+    student = student_of(teacher, [dict(HEADS['memory'], floor=floor)], kind=kind, width=16)
+    teacher.net.double(), student.double()
+    theirs = teacher.observe(pixels)
     (head,) = student.heads
-    (found,) = student(PIXELS, theirs, Targets()).values()
-    tokens = student.adapter.encode(PIXELS).encoder.tokens
+    (found,) = student(pixels, theirs, Targets()).values()
+    tokens = student.adapter.encode(pixels).encoder.tokens
     (shape,) = theirs.memory.encoder.shapes
-    weight = torch.full((2, shape[0] * shape[1]), 0.1, dtype=torch.float64)
+    assert shape == tuple(-(-side // 16) * 2 for side in size)
+    weight = torch.full((2, shape[0] * shape[1]), floor, dtype=torch.float64)
     for b in range(2):
         for place in range(weight.shape[1]):
-            y, x = (place // shape[1] + 0.5) * 8, (place % shape[1] + 0.5) * 8
+            row, column = divmod(place, shape[1])
+            y, x = (row + 0.5) * 8, (column + 0.5) * 8
             for (x0, y0, x1, y1), score in zip(
                 theirs.probe.boxes[b].tolist(), theirs.probe.scores[b].tolist(), strict=True
             ):
                 if x0 <= x <= x1 and y0 <= y <= y1:
-                    weight[b, place] = max(float(weight[b, place]), 0.1 + 0.9 * score)
-    own = tokens.double() @ head.aligner.weight.double().mT + head.aligner.bias.double()
-    goal = theirs.memory.encoder.tokens.double()
+                    sure = floor + (1 - floor) * score
+                    weight[b, place] = max(float(weight[b, place]), sure)
+            if 8 * row >= size[0] or 8 * column >= size[1]:
+                weight[b, place] = 0
+    assert bool((weight == 0).any()) == (size != (48, 48))
+    own = tokens @ head.aligner.weight.mT + head.aligner.bias
+    goal = theirs.memory.encoder.tokens
     error, energy = (float((weight * (x**2).sum(-1)).sum()) for x in (own - goal, goal))
-    assert weight.max() > 0.1 and float(found) == pytest.approx(error / energy, rel=1e-4)
+    assert (weight > floor).any() == (floor < 1)
+    assert float(found) == pytest.approx(error / energy, rel=1e-6)
     with torch.no_grad():
-        blind = Observation(student.adapter.encode(PIXELS))
+        blind = Observation(student.adapter.encode(pixels))
         head.fit_aligners(blind, theirs)
-        (fitted,) = student(PIXELS, theirs, Targets()).values()
+        (fitted,) = student(pixels, theirs, Targets()).values()
     assert fitted < found
 
 
@@ -336,11 +367,14 @@ def test_boxes_without_area_are_no_labels(kind):
     assert 0 < loss_of(line) < float('inf')
 
 
-@pytest.mark.parametrize('kind', ['detr', 'deformable', 'two-stage', 'dino'])
+@pytest.mark.parametrize(
+    'kind', ['detr', 'conditional', 'dab', 'deformable', 'two-stage', 'dino']
+)
 def test_without_any_object_every_parameter_keeps_its_gradient(kind):
     """DINO's denoising queries, of which there are none without an object, included."""
-    if kind == 'dino':
-        changed = dict(model=toy.small_detr('dino'))
+    published = kind in ('conditional', 'dab', 'dino')
+    if published:
+        changed = dict(model=toy.small_detr(kind))
         seeing = adapter_of(**changed)
     else:
         seeing = adapter_of(kind=kind)
@@ -348,13 +382,10 @@ def test_without_any_object_every_parameter_keeps_its_gradient(kind):
     student = student_of(seeing, HEADS.values(), **changed)
     # The published backbone's own first stages and norms.
     fixed = [n for n, p in student.named_parameters() if not p.requires_grad]
-    assert all(kind == 'dino' and n.startswith('net.backbone.') for n in fixed)
+    assert bool(fixed) == published and all(n.startswith('net.backbone.') for n in fixed)
     frozen = student.freeze_unused(seeing, (toy.SIZE, toy.SIZE))
     assert frozen == []
-    teacher = seeing if kind == 'detr' else silent(seeing)
-    if kind == 'detr':
-        torch.nn.init.zeros_(teacher.net.bbox_head.fc_cls.weight)
-        teacher.net.bbox_head.fc_cls.bias.data.copy_(torch.tensor([0.0, 0, 0, 30.0]))
+    teacher = silent(seeing)
     theirs = observed(teacher, student)
     losses = student(PIXELS, theirs, Targets())
     assert all(torch.isfinite(v) for v in losses.values())
