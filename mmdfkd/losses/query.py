@@ -38,7 +38,8 @@ def query_class_loss(
     Softmax: ``T^2 KL(p^t || p^s)``, background included, as published (KD-DETR). Sigmoid:
     ``T^2 sum_k KL(Bernoulli(p^t_k) || Bernoulli(p^s_k))``, the divergence of what such a head
     predicts, where the published code takes the softmax all the same. A weighted mean over queries,
-    zero at agreement.
+    zero at agreement; where the mean weight is below 1e-3 it fades out with the evidence, as
+    :func:`query_box_loss` does.
 
     Args:
         student_logits (Tensor): ``[..., C]``.
@@ -63,7 +64,7 @@ def query_class_loss(
     else:
         log_s, log_t = z_s.log_softmax(-1), z_t.log_softmax(-1)
         rows = F.kl_div(log_s, log_t, reduction='none', log_target=True).sum(-1)
-    return temperature**2 * weighted_mean(rows, weight)
+    return temperature**2 * weighted_mean(rows, weight, _EVIDENCE_FLOOR)
 
 
 def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:

@@ -136,3 +136,14 @@ def test_half_precision_and_nothing_to_compare():
         assert value.item() == 0 and not grad.any()
     with pytest.raises(ValueError, match='same queries'):
         query_box_loss(own, flat[:1], torch.ones(2, 3))
+
+
+@pytest.mark.parametrize('sigmoid', [True, False])
+def test_classes_fade_out_with_the_evidence(sigmoid):
+    """As boxes do: queries none of which the teacher sees anything at do not count in full."""
+    torch.manual_seed(0)
+    z_s, z_t = (torch.randn(6, 4, dtype=torch.float64) for _ in range(2))
+    whole = query_class_loss(z_s, z_t, torch.ones(6), sigmoid)
+    for weight, share in ((1.0, 1.0), (2e-3, 1.0), (1e-4, 0.1), (1e-6, 1e-3)):
+        found = query_class_loss(z_s, z_t, torch.full((6,), weight), sigmoid)
+        assert float(found) == pytest.approx(share * float(whole), rel=1e-5)
