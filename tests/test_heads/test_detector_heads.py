@@ -8,6 +8,7 @@ import toy
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
 from mmengine.structures import InstanceData
+from test_dense_heads import overlap
 from tiny_runs import ROOT
 
 from mmdfkd.adapters import Normalizer, Observation, Targets, TwoStageAdapter, build_adapter
@@ -163,17 +164,6 @@ def test_a_single_stage_and_a_cascade(cascade, seen):
     sum(student(PIXELS, teacher.observe(PIXELS), Targets()).values()).backward()
     last = student.net.roi_head.bbox_head[1].fc_cls.weight.grad
     assert last is not None and not last.any()
-
-
-def overlap(boxes, others):
-    """GIoU of xyxy boxes in float64; sides that passed each other meet."""
-    (ax, ay, au, av), (bx, by, bu, bv) = (x.double().unbind(-1) for x in (boxes, others))
-    au, av, bu, bv = au.maximum(ax), av.maximum(ay), bu.maximum(bx), bv.maximum(by)
-    width, height = au.minimum(bu) - ax.maximum(bx), av.minimum(bv) - ay.maximum(by)
-    both = width.clamp_min(0) * height.clamp_min(0)
-    union = (au - ax) * (av - ay) + (bu - bx) * (bv - by) - both
-    hull = (au.maximum(bu) - ax.minimum(bx)) * (av.maximum(bv) - ay.minimum(by))
-    return both / union - (hull - union) / hull
 
 
 def with_zero(logits):

@@ -14,6 +14,7 @@ from mmdfkd.heads import (
     CrossArchitectureHead,
     EarlyFeatureHead,
     GenerationHead,
+    PyramidHead,
     RecalibrationHead,
 )
 
@@ -126,6 +127,38 @@ def test_channel_wise(settings):
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     found.backward()
     assert own.grad.any()
+
+
+def test_pkd_of_a_pyramid():
+    """Half the squared distance of aligned, resized and standardised maps; the mean of levels."""
+    # Channels of very unequal spread, one of them constant.
+    scale = torch.tensor([1.0, 30.0, 0.1, 0.0, 5.0, 1.0, 1.0, 1.0]).double().view(8, 1, 1)
+    own = [rand(2, 6, 4, 4).requires_grad_(), rand(2, 6, 3, 3).requires_grad_()]
+    other = [scale * rand(2, 8, 8, 8) + 3, scale * rand(2, 8, 3, 3) - 1]
+    head = PyramidHead(mode='pkd')
+    head.build_aligners({'neck': [6, 6]}, {'neck': [8, 8]})
+    in_double(head)
+    found = head(pyramid(*own), pyramid(*other), Targets(), IMAGES)['loss_pyramid']
+    expected = 0.0
+    for aligner, x, goal in zip(head.aligners, own, other, strict=True):
+        x = torch.einsum('bihw,oi->bohw', x, aligner.weight[..., 0, 0])
+        pair = [resized(x + aligner.bias[:, None, None], goal.shape[-2:]), goal]
+        for i, maps in enumerate(pair):
+            rows = [maps[:, c].flatten() for c in range(8)]
+            means = [row.sum() / len(row) for row in rows]
+            spread = [((row - m) ** 2).sum() / len(row) for row, m in zip(rows, means, strict=True)]
+            least = 1e-3 * sum(spread) / 8 + 1e-6
+            pair[i] = torch.stack(
+                [
+                    (row - m) / (v + least).sqrt()
+                    for row, m, v in zip(rows, means, spread, strict=True)
+                ]
+            )
+        gap = pair[0] - pair[1]
+        expected = expected + (gap**2).sum() / gap.numel() / 2 / 2
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    found.backward()
+    assert all(x.grad.any() for x in own) and all(p.grad.any() for p in head.aligners.parameters())
 
 
 @pytest.mark.parametrize('normalize', [True, False])

@@ -197,9 +197,13 @@ def test_assignments_of_a_batch_are_those_of_each(queries, wanted):
         assign_all(cost * float('nan'))
 
 
+# With the last threshold the second image is without an object.
+PRIORS = [('deformable', 0.7), ('deformable', (0.8, 0.55, 0.6))]
+PRIORS += [('detr', 0.13), ('detr', (0.1, 0.5, 0.14)), ('detr', 0.45)]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize('threshold', [0.3, (0.7, 0.3, 0.5)])
-@pytest.mark.parametrize('kind', ['deformable', 'detr'])
+@pytest.mark.parametrize(('kind', 'threshold'), PRIORS)
 def test_prior_takes_the_teachers_assignment(kind, threshold):
     """5 L1 as a sum, 2 GIoU, of each layer and image.
 
@@ -210,6 +214,11 @@ def test_prior_takes_the_teachers_assignment(kind, threshold):
     student = student_of(teacher, [dict(HEADS['prior'], threshold=threshold)], kind=kind)
     teacher.net.double(), student.double()
     pixels = PIXELS.double()
+    if not sigmoid:
+        # So that it sees more than one class.
+        layer, said = teacher.net.bbox_head.fc_cls, teacher.observe(pixels).response.asked.logits
+        layer.weight.mul_(4)
+        layer.bias.sub_(said[-1].mean((0, 1))).mul_(4)
     theirs = teacher.observe(pixels)
     (found,) = student(pixels, theirs, Targets()).values()
     memory = student.adapter.encode(pixels)
@@ -236,7 +245,7 @@ def test_prior_takes_the_teachers_assignment(kind, threshold):
             pair = own.boxes[layer, b, queries], other.boxes[-1, b, queries]
             away = 5 * apart(*pair).sum() + 2 * (1 - overlap(*pair)).sum()
             terms.append(float(cls + away / share))
-    assert len(set(objects)) > 1 and len(objects) < 24
+    assert 0 < len(objects) < 24 and (len(set(objects)) == 1) == (threshold == 0.45)
     assert float(found) == pytest.approx(sum(terms) / len(terms), rel=1e-6)
 
 

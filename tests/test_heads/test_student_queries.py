@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toy
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
-from test_query_heads import PIXELS, adapter_of, mine, observed, silent, student_of
+from test_query_heads import PIXELS, adapter_of, mine, observed, overlap, silent, student_of
 
 from mmdfkd.adapters import Targets
 
@@ -16,7 +15,7 @@ NAMES = tuple(f'loss_student_query_{name}' for name in ('cls', 'l1', 'giou'))
 def answers_at(adapter, references):
     """mmdet's own second stage at boxes ``[B, Q, 4]``: logits and boxes of its last layer."""
     net = adapter.net
-    encoder = adapter.encoded(adapter.encode(PIXELS))
+    encoder = adapter.encoded(adapter.encode(PIXELS.double()))
     made = net.pos_trans_fc(net.get_proposal_pos_embed(references.logit()))
     position, content = net.pos_trans_norm(made).split(net.embed_dims, dim=2)
     outputs = net.forward_decoder(
@@ -30,35 +29,55 @@ def answers_at(adapter, references):
     return logits, boxes
 
 
+def answers_of(adapter, position):
+    """mmdet's own DETR at learned positions ``[B, Q, D]``."""
+    net = adapter.net
+    encoder = adapter.encoded(adapter.encode(PIXELS.double()))
+    outputs = net.forward_decoder(
+        query=torch.zeros_like(position),
+        query_pos=position,
+        memory=encoder.tokens,
+        **encoder.decoder,
+    )
+    return net.bbox_head(**outputs)
+
+
 @pytest.mark.parametrize('floor', [1.0, 0.1])
-def test_the_teacher_answers_what_the_student_asks(floor):
-    teacher = adapter_of(model=toy.detr_model('two-stage'))
-    head = dict(HEAD, floor=floor)
-    student = student_of(teacher, [head], model=toy.detr_model('two-stage', decoder_layers=1))
-    found = student(PIXELS, observed(teacher, student), Targets())
+@pytest.mark.parametrize('kind', ['two-stage', 'detr'])
+def test_the_teacher_answers_what_the_student_asks(kind, floor):
+    """Boxes and sigmoids; learned positions and a softmax, background last."""
+    teacher = adapter_of(kind=kind)
+    student = student_of(teacher, [dict(HEAD, floor=floor)], kind=kind, decoder_layers=3)
+    teacher.net.double(), student.double()
+    pixels = PIXELS.double()
+    found = student(pixels, teacher.observe(pixels), Targets())
     assert tuple(found) == NAMES
     with torch.no_grad():
-        memory = student.adapter.encoded(student.adapter.encode(PIXELS))
-        # Its proposals, which mmdet's training hands out, too.
-        asked = student.adapter.decoder.own(memory)['reference_points']
-        own = answers_at(student.adapter, asked)
-        theirs = [x[-1].double() for x in answers_at(teacher, asked)]
-    z_t, b_t = theirs
-    p_t = z_t.sigmoid()
-    weight = p_t.amax(-1)
-    cls, l1, giou = [], [], []
-    for z_s, b_s in zip(own[0].double(), own[1].double(), strict=True):
-        p_s = z_s.sigmoid()
-        kl = p_t * (p_t / p_s).log() + (1 - p_t) * ((1 - p_t) / (1 - p_s)).log()
+        if kind == 'detr':
+            asked = student.net.query_embedding.weight[None].expand(2, -1, -1)
+            own, theirs = (answers_of(x, asked) for x in (student.adapter, teacher))
+        else:
+            memory = student.adapter.encoded(student.adapter.encode(pixels))
+            # Its proposals, which mmdet's training hands out, too.
+            asked = student.adapter.decoder.own(memory)['reference_points']
+            own, theirs = (answers_at(x, asked) for x in (student.adapter, teacher))
+    z_t, b_t = (x[-1] for x in theirs)
+    p_t = z_t.softmax(-1) if kind == 'detr' else z_t.sigmoid()
+    weight = p_t[..., :3].amax(-1)
+    cls, l1, away = [], [], []
+    for z_s, b_s in zip(*own, strict=True):
+        if kind == 'detr':
+            kl = p_t * (p_t / z_s.softmax(-1)).log()
+        else:
+            p_s = z_s.sigmoid()
+            kl = p_t * (p_t / p_s).log() + (1 - p_t) * ((1 - p_t) / (1 - p_s)).log()
         share = floor + (1 - floor) * weight
         cls.append((kl.sum(-1) * share).sum() / share.sum())
         l1.append(((b_s - b_t).abs().mean(-1) * weight).sum() / weight.sum())
-        corners = [bbox_cxcywh_to_xyxy(b).flatten(0, 1) for b in (b_s, b_t)]
-        away = 1 - bbox_overlaps(*corners, mode='giou', is_aligned=True).view_as(weight)
-        giou.append((away * weight).sum() / weight.sum())
-    for name, terms, scale in zip(NAMES, (cls, l1, giou), (1, 5, 2), strict=True):
+        away.append(((1 - overlap(b_s, b_t)) * weight).sum() / weight.sum())
+    for name, terms, scale in zip(NAMES, (cls, l1, away), (1, 5, 2), strict=True):
         expected = scale * float(torch.stack(terms).mean())
-        assert float(found[name]) == pytest.approx(expected, rel=1e-4)
+        assert float(found[name].detach()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_second_query_of_an_object_weighs_as_much_as_the_first():

@@ -14,7 +14,8 @@ from mmdfkd.registry import MODELS
 from mmdfkd.synthesis import LayoutInversionSource
 
 SIZE = (64, 64)
-FAMILIES = (*toy.ONE_STAGE, 'detr', 'conditional', 'dab', 'dino', 'cascade')
+DETRS = [kind for kind in toy.DETRS if kind != 'refine']
+FAMILIES = (*toy.ONE_STAGE, *DETRS, 'cascade')
 POOL = dict(
     type='mmdfkd.PooledSource',
     renderer=dict(type='mmdfkd.ProceduralRenderer'),
@@ -61,7 +62,7 @@ def test_images_of_every_family(kind):
     assert all(p.grad is None for p in teacher.net.parameters())
 
 
-@pytest.mark.parametrize('kind', [kind for kind in toy.DETRS if kind != 'refine'])
+@pytest.mark.parametrize('kind', DETRS)
 def test_a_box_keeps_its_query_while_views_move(kind, monkeypatch):
     """Matched in the first fifth of ten steps and at the revision; not where queries are chosen."""
     source, teacher = prepared(kind, steps=10, grow=(0.5,))
