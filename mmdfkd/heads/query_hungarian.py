@@ -28,16 +28,22 @@ class HungarianQueryHead(QueryHead):
     teacher's last, matched or not; published is the teacher's same layer (detection_style.md 1.1),
     which asks for decoders of one depth.
 
+    A matching of hundreds of queries, nearly all of which see background and cost alike, can become
+    the cost of a step. ``most`` matches the teacher's surest alone; the others are paired with the
+    student's others in the order of how sure they are, which takes no time.
+
     Args:
         matching (str): ``'last'`` pairs the queries once, at the last layers; ``'each'`` anew in
             every layer of the student, with the teacher's last. Defaults to ``'last'``.
         cost (tuple[float, float, float]): Weights of classes, L1 and GIoU in the matching. Defaults
             to DETRDistill's (1, 5, 2).
+        most (int, optional): So many of the teacher's surest queries are matched. Defaults to all,
+            as published.
         **kwargs: ``temperature``, ``floor``, ``cls_weight``, ``l1_weight`` and ``giou_weight`` of
             :class:`~mmdfkd.heads.query_base.QueryHead`, and those of :class:`DistillHead`.
 
     Raises:
-        ValueError: On an unknown matching.
+        ValueError: On an unknown matching, or ``most`` below 1.
     """
 
     needs = Needs(teacher_response=True, own=True)
@@ -46,13 +52,17 @@ class HungarianQueryHead(QueryHead):
         self,
         matching: str = 'last',
         cost: tuple[float, float, float] = (1.0, 5.0, 2.0),
+        most: int | None = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         if matching not in ('last', 'each'):
             raise ValueError(f"HungarianQueryHead: matching is 'last' or 'each', not {matching!r}.")
+        if most is not None and most < 1:
+            raise ValueError(f'HungarianQueryHead: most is at least 1 query, not {most}.')
         self.matching = matching
         self.cost = tuple(cost)
+        self.most = most
 
     def losses(
         self, student: Observation, teacher: Observation, targets: Targets, images: Tensor
@@ -87,10 +97,22 @@ class HungarianQueryHead(QueryHead):
         first = -1 if self.matching == 'last' else 0
         logits, boxes = own.logits[first:], own.boxes[first:]
         wanted = _surest(other, logits.shape[2], len(logits))
-        cost = query_cost(
-            *(x.flatten(0, 1) for x in (logits, boxes, *wanted)), own.sigmoid, self.cost
+        if self.most is None or self.most >= wanted[0].shape[2]:
+            return self._match(own.sigmoid, (logits, boxes), wanted)
+        order = foreground(wanted[0], other.sigmoid).argsort(-1, descending=True)
+        surest, others = order.split([self.most, order.shape[-1] - self.most], -1)
+        rows, columns = self._match(
+            own.sigmoid, (logits, boxes), tuple(_taken(x, surest) for x in wanted)
         )
-        return tuple(x.unflatten(0, logits.shape[:2]) for x in assign_all(cost))
+        left = _others(rows, logits.shape[2])
+        sure = foreground(logits, own.sigmoid).gather(2, left).argsort(-1, descending=True)
+        rest = left.gather(2, sure[..., : others.shape[-1]])
+        return torch.cat([rows, rest], -1), torch.cat([surest.gather(2, columns), others], -1)
+
+    def _match(self, sigmoid: bool, ours: tuple, theirs: tuple) -> tuple[Tensor, Tensor]:
+        """A matching for every layer and image."""
+        cost = query_cost(*(x.flatten(0, 1) for x in (*ours, *theirs)), sigmoid, self.cost)
+        return tuple(x.unflatten(0, ours[0].shape[:2]) for x in assign_all(cost))
 
 
 def _surest(answers: QueryAnswers, most: int, layers: int) -> tuple[Tensor, Tensor]:

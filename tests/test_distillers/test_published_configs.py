@@ -21,7 +21,8 @@ TWO_STAGE = (
 )
 MASKS = (*TWO_STAGE, dict(type='mmdfkd.MaskResponseHead'))
 ONE_STAGE = (dict(type='mmdfkd.PyramidHead'), dict(type='mmdfkd.DenseResponseHead'))
-#: Config, heads, edge of the images in pixels and, where it is another, the student's config. DINO chooses 900 queries among its tokens.
+#: Config, heads, edge of the images in pixels and, where it is another, the student's config.
+#: DINO chooses 900 queries among its tokens.
 #: ViTDet's configs are this project's own; the large one is in test_configs/test_coco.py, smaller.
 PUBLISHED = dict(
     detr=('mmdet::detr/detr_r18_8xb2-500e_coco.py', DETR, 64),

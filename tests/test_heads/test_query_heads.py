@@ -183,6 +183,47 @@ def test_hungarian_pairs_are_the_best(kind, matching, queries):
         assert float(found[f'loss_hungarian_{name}']) == pytest.approx(value, rel=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('queries', [9, 14])
+@pytest.mark.parametrize('matching', ['last', 'each'])
+@pytest.mark.parametrize('kind', ['deformable', 'detr'])
+def test_the_surest_are_matched_and_the_others_follow_in_order(kind, matching, queries):
+    sigmoid = kind != 'detr'
+    teacher = adapter_of(kind=kind, queries=12)
+    heads = [dict(HEADS['hungarian'], matching=matching, most=most) for most in (4, 40, None)]
+    student = student_of(teacher, heads, kind=kind, queries=queries)
+    theirs = observed(teacher, student)
+    own, other = mine(student, theirs).response.own, theirs.response.own
+    rows, columns = student.heads[0].pairs(own, other)
+    for layer in range(len(rows)):
+        at = layer if matching == 'each' else -1
+        for b in range(2):
+            sure = surest_class(other.logits[-1, b], sigmoid)
+            ranked = sorted(range(12), key=lambda q: -float(sure[q]))[:queries]
+            p, q = chances(own.logits[at, b], sigmoid), chances(other.logits[-1, b], sigmoid)
+            cls = -p.log() @ q[ranked[:4]].mT
+            if sigmoid:
+                cls = cls - (1 - p).log() @ (1 - q[ranked[:4]]).mT
+            pair = own.boxes[at, b, :, None], other.boxes[-1, b, ranked[:4]][None]
+            cost = cls + 5 * apart(*pair).sum(-1) - 2 * overlap(*pair)
+            ours, column = linear_sum_assignment(cost.numpy())
+            wanted = {(int(i), ranked[j]) for i, j in zip(ours, column, strict=True)}
+            mood = surest_class(own.logits[at, b], sigmoid)
+            left = sorted(set(range(queries)) - set(ours.tolist()), key=lambda i: -float(mood[i]))
+            wanted |= set(zip(left, ranked[4:], strict=False))
+            found = zip(rows[layer, b].tolist(), columns[layer, b].tolist(), strict=True)
+            # With fewer queries columns count among the surest so many, in no order.
+            if queries >= 12:
+                assert set(found) == wanted
+            else:
+                assert {i for i, _ in found} == {i for i, _ in wanted}
+    losses = [
+        [float(v) for v in head.losses(mine(student, theirs), theirs, Targets(), PIXELS).values()]
+        for head in student.heads
+    ]
+    assert losses[1] == losses[2] != losses[0]
+
+
 # The larger ones are solved on several threads.
 @pytest.mark.parametrize(('queries', 'wanted'), [(5, 4), (120, 110)])
 def test_assignments_of_a_batch_are_those_of_each(queries, wanted):
@@ -376,9 +417,7 @@ def test_boxes_without_area_are_no_labels(kind):
     assert 0 < loss_of(line) < float('inf')
 
 
-@pytest.mark.parametrize(
-    'kind', ['detr', 'conditional', 'dab', 'deformable', 'two-stage', 'dino']
-)
+@pytest.mark.parametrize('kind', ['detr', 'conditional', 'dab', 'deformable', 'two-stage', 'dino'])
 def test_without_any_object_every_parameter_keeps_its_gradient(kind):
     """DINO's denoising queries, of which there are none without an object, included."""
     published = kind in ('conditional', 'dab', 'dino')
@@ -567,6 +606,7 @@ def test_networks_that_do_not_pair_are_refused():
     for head, wrong in (
         ('aligned', dict(floor=2)),
         ('hungarian', dict(matching='all')),
+        ('hungarian', dict(most=0)),
         ('prior', dict(threshold=0)),
         ('prior', dict(on_empty='hide')),
         ('pseudo', dict(threshold=[0.3, 1.0])),

@@ -148,6 +148,11 @@ ROWS: dict[str, dict[str, list[dict]]] = {
         f'DETR-like, {count} queries': {
             'queries': [head('QueryAlignedHead', fresh=False)],
             'Hungarian': [head('HungarianQueryHead')],
+            **(
+                {'Hungarian, 300 surest': [head('HungarianQueryHead', most=300)]}
+                if count > 300
+                else {}
+            ),
             'Hungarian in each layer': [head('HungarianQueryHead', matching='each')],
         }
         for count in (100, 300, 900)
