@@ -5,10 +5,9 @@ from functools import cache
 
 import pytest
 import torch
-import torch.nn.functional as F
 import toy
 
-from mmdfkd.adapters import Normalizer, Observation, Targets, build_adapter
+from mmdfkd.adapters import Normalizer, Targets, build_adapter
 from mmdfkd.distillers.student import Student
 from mmdfkd.registry import MODELS
 
@@ -304,10 +303,8 @@ def test_cross_losses_are_their_equations(kind):
     assert set(found) == names
     wanted = mean(focal(own[0], other[0], 1.0), 0.01 + 0.99 * evidence)
     assert wanted > 1e-4 and float(found['loss_cross_cls']) == pytest.approx(wanted, rel=1e-6)
-    if kind == 'gfl':
-        apart = sides_apart(own[1], other[1], 1.0)
-    else:
-        apart = 1 - overlap(own[1], other[1])
+    pair = own[1], other[1]
+    apart = sides_apart(*pair, 1.0) if kind == 'gfl' else 1 - overlap(*pair)
     wanted = 3 * mean(apart, evidence)
     # What boxes are made of is in float32, whatever the network.
     assert wanted > 1e-4 and float(found['loss_cross_bbox']) == pytest.approx(wanted, rel=1e-5)

@@ -431,9 +431,13 @@ def test_without_any_object_every_parameter_keeps_its_gradient(kind):
     # The published backbone's own first stages and norms.
     fixed = [n for n, p in student.named_parameters() if not p.requires_grad]
     assert bool(fixed) == published and all(n.startswith('net.backbone.') for n in fixed)
-    frozen = student.freeze_unused(seeing, (toy.SIZE, toy.SIZE))
+    size = toy.SIZE, toy.SIZE
+    frozen = student.freeze_unused(seeing, size)
     assert frozen == []
+    missed = [set(student.unreached(seeing, size, [head])) for head in student.heads]
     teacher = silent(seeing)
+    # Each head by itself, too, reaches what it reaches otherwise.
+    assert [set(student.unreached(teacher, size, [head])) for head in student.heads] == missed
     theirs = observed(teacher, student)
     losses = student(PIXELS, theirs, Targets())
     assert all(torch.isfinite(v) for v in losses.values())
