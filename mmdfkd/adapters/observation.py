@@ -137,6 +137,7 @@ class Response:
         dense_deltas: Two-stage: RPN box regression, per level ``[B, 4 * A, H, W]``.
         stages: Two-stage: logits and deltas of every stage of the RoI head; one without a cascade.
         find_boxes: Detectors: makes :attr:`boxes`.
+        find_class_boxes: Two-stage: makes :meth:`boxes_of`.
     """
 
     logits: Tensor
@@ -145,11 +146,18 @@ class Response:
     dense_deltas: tuple[Tensor, ...] | None = None
     stages: tuple[tuple[Tensor, Tensor], ...] = field(default=(), kw_only=True)
     find_boxes: Callable[[], Tensor] | None = field(default=None, repr=False, kw_only=True)
+    find_class_boxes: Callable[[Tensor], Tensor] | None = field(
+        default=None, repr=False, kw_only=True
+    )
 
     @cached_property
     def boxes(self) -> Tensor | None:
         """Detectors: the box of each row of ``logits``, differentiable, ``[sum K_i, 4]`` xyxy."""
         return None if self.find_boxes is None else self.find_boxes()
+
+    def boxes_of(self, labels: Tensor) -> Tensor | None:
+        """:attr:`boxes` as they are for these classes ``[sum K_i]``, where classes have their own."""
+        return self.boxes if self.find_class_boxes is None else self.find_class_boxes(labels)
 
 
 @dataclass

@@ -80,17 +80,21 @@ class TwoStageAdapter(Adapter):
             tuple(dense_logits),
             tuple(dense_deltas),
             stages=tuple(found),
-            find_boxes=lambda: self._moved(found[-1], places[-1], memory.image_size),
+            find_boxes=lambda: self._moved(
+                found[-1][1], places[-1], found[-1][0].detach()[:, :-1].argmax(1), memory.image_size
+            ),
+            find_class_boxes=lambda labels: self._moved(
+                found[-1][1], places[-1], labels, memory.image_size
+            ),
         )
 
     def _moved(
-        self, last: tuple[Tensor, Tensor], boxes: list[Tensor], image_size: tuple[int, int]
+        self, deltas: Tensor, boxes: list[Tensor], label: Tensor, image_size: tuple[int, int]
     ) -> Tensor:
-        """Where the last stage's deltas lead, by its surest class: ``[sum K_i, 4]``."""
-        head, (logits, deltas) = self.stages.heads[-1], last
-        if not len(logits):
+        """Where the last stage's deltas lead, by these classes: ``[sum K_i, 4]``."""
+        head = self.stages.heads[-1]
+        if not len(deltas):
             return deltas.reshape(0, 4)
-        label = logits.detach()[:, :-1].argmax(1)
         return head.regress_by_class(torch.cat(boxes), label, deltas, dict(img_shape=image_size))
 
     @staticmethod

@@ -17,7 +17,8 @@ class BoxResponseHead(DistillHead):
     nearest, a DETR by the query whose box is: a query's knowledge becomes that of a place. Classes:
     divergence with background, where sigmoids are read as a softmax beside a background of zero;
     a mean weighted by ``f + (1 - f) w``, ``w`` the teacher's highest probability of a class. Boxes:
-    L1 in shares of the image and GIoU, weighted by ``w``.
+    L1 in shares of the image and GIoU, weighted by ``w``; of a student with a box for each class the
+    one of the teacher's surest.
 
     Args:
         temperature (float): Softens the classes. Defaults to 1.
@@ -69,8 +70,9 @@ class BoxResponseHead(DistillHead):
         own, other = self.responses(student, teacher)
         weight = other.logits.detach().float().softmax(-1)[:, :-1].amax(-1)
         floored = self.floor + (1 - self.floor) * weight
-        # Where the teacher itself ends up, not where it was asked.
-        pair = (_in_shares(x.boxes, images.shape[-2:]) for x in (own, other))
+        # Where the teacher itself ends up, not where it was asked; the student's box of that class.
+        boxes = own.boxes_of(other.logits.detach()[:, :-1].argmax(-1)), other.boxes
+        pair = (_in_shares(x, images.shape[-2:]) for x in boxes)
         l1, giou = query_box_loss(*pair, weight)
         return {
             'loss_box_cls': kl_divergence(own.logits, other.logits, self.temperature, floored),
