@@ -156,7 +156,7 @@ class Response:
         return None if self.find_boxes is None else self.find_boxes()
 
     def boxes_of(self, labels: Tensor) -> Tensor | None:
-        """:attr:`boxes` as they are for these classes ``[sum K_i]``, where classes have their own."""
+        """:attr:`boxes`, where each class has its own those of these classes ``[sum K_i]``."""
         return self.boxes if self.find_class_boxes is None else self.find_class_boxes(labels)
 
 

@@ -17,8 +17,8 @@ class BoxResponseHead(DistillHead):
     nearest, a DETR by the query whose box is: a query's knowledge becomes that of a place. Classes:
     divergence with background, where sigmoids are read as a softmax beside a background of zero;
     a mean weighted by ``f + (1 - f) w``, ``w`` the teacher's highest probability of a class. Boxes:
-    L1 in shares of the image and GIoU, weighted by ``w``; of a student with a box for each class the
-    one of the teacher's surest.
+    L1 in shares of the image and GIoU, weighted by ``w``; of a student with a box for each class
+    that of the teacher's surest.
 
     Args:
         temperature (float): Softens the classes. Defaults to 1.

@@ -203,7 +203,7 @@ def at_queries(adapter, memory, probe, labels=None):
 
 
 def at_regions(adapter, memory, probe, labels=None):
-    """A RoI head's rows, stage by stage, each where a class moves the box: its surest, or a given."""
+    """A RoI head's rows, stage by stage, each where its surest or a given class moves the box."""
     roi_head = adapter.net.roi_head
     h, w = memory.image_size
     cascade = isinstance(roi_head.bbox_head, torch.nn.ModuleList)
