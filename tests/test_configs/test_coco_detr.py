@@ -105,3 +105,21 @@ def test_dino_with_vitdet(size, tmp_path):
     moved = [k for k in start if not torch.equal(start[k], student[k])]
     assert any(k.startswith('backbone.blocks.3') for k in moved)
     assert any(k.startswith('decoder.layers.0') for k in moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('config', 'teacher', 'size'),
+    [
+        ('dfkd_detr-r101_to_detr-r18_coco.py', 'detr/detr_r101_8xb2-500e_coco.py', 64),
+        # 900 queries are chosen among the tokens.
+        ('dfkd_dino-r50_to_dino-r18_coco.py', 'dino/dino-4scale_r50_8xb2-12e_coco.py', 224),
+    ],
+)
+def test_the_larger_pairs(config, teacher, size, tmp_path):
+    from mmengine.utils import get_installed_path
+
+    path = f'{get_installed_path("mmdet")}/.mim/configs/{teacher}'
+    start, student = run(config, path, size, tmp_path, 'model.student.init=random')
+    moved = {k.split('.')[0] for k in start if not torch.equal(start[k], student[k])}
+    assert {'backbone', 'neck', 'encoder', 'decoder', 'bbox_head'} <= moved
