@@ -319,6 +319,12 @@ def inherit_pyramid(
         raise ValueError(
             f"The student's pyramid has {narrow} channels, more than the teacher's {wide}."
         )
+    inner = [neck.lateral_convs[0].conv.out_channels for neck in (teacher, student)]
+    if inner[1] > inner[0]:
+        raise ValueError(
+            f"The student's SimpleFPN has lateral_channels={inner[1]}, the teacher's {inner[0]}: "
+            'no more than those are inherited.'
+        )
     levels = range(len(teacher.scale_factors))
     last = [
         [

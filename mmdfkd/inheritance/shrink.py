@@ -236,6 +236,8 @@ def _shrink_detector(
             raise _unsupported(f'its {key} is {_name(model.get(key))}')
     model.neck.in_channels = _shrink_vitdet(model.backbone, width, depth, mlp)
     model.neck.out_channels = channels = _cut(model.neck.get('out_channels', 256), neck, 8)
+    if model.neck.get('lateral_channels'):
+        model.neck.lateral_channels = _cut(model.neck.lateral_channels, neck, 8)
     model.rpn_head.in_channels = channels
     model.rpn_head.feat_channels = _cut(model.rpn_head.get('feat_channels', 256), head, 8)
     roi = model.roi_head

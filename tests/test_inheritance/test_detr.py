@@ -168,6 +168,9 @@ def test_what_cannot_be_inherited_is_said():
     teacher = adapter_of(model)
     with pytest.raises(ValueError, match='leave neck out'):
         shrunk(mapper(model), neck=0.5)
+    thin = adapter_of(dict(model, neck=dict(model['neck'], lateral_channels=16)))
+    with pytest.raises(ValueError, match='lateral_channels=32, the teacher'):
+        inherit(thin, teacher, IMAGES, batch_size=4)
     narrow = adapter_of(model_of('deformable', width=16))
     with pytest.raises(ValueError, match='equal width'):
         inherit(teacher, narrow, IMAGES)

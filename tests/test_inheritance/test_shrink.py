@@ -45,6 +45,9 @@ def test_detector_sizes():
     )
     assert 'init_cfg' not in model.backbone
     assert (model.neck.in_channels, model.neck.out_channels) == (24, 8)
+    assert 'lateral_channels' not in model.neck
+    cfg.model.neck.lateral_channels = 48
+    assert shrink_config(cfg, neck=0.5).neck.lateral_channels == 24
     assert (model.rpn_head.in_channels, model.rpn_head.feat_channels) == (8, 8)
     roi = model.roi_head
     assert roi.bbox_roi_extractor.out_channels == roi.mask_roi_extractor.out_channels == 8

@@ -45,10 +45,10 @@ class SimpleFPN(BaseModule):
             Defaults to (4, 2, 1, 0.5).
         num_outs (int): Number of levels; those beyond the scale factors are subsampled from the
             last with stride 2. Defaults to 5.
-        lateral_channels (int, optional): Channels between a level's two convolutions. Defaults to
-            ``out_channels``, as ViTDet has it; fewer where the output has to be wide, as a DETR's.
         norm_eps (float): Epsilon of the norms. Defaults to 1e-5, that of mmdet's published
             detectors (mmcv gives it to every norm of neck and heads); detectron2's have 1e-6.
+        lateral_channels (int, optional): Channels between a level's two convolutions. Defaults to
+            ``out_channels``, as ViTDet has it; fewer where the output has to be wide, as a DETR's.
         init_cfg (dict, optional): mmengine's initialisation.
     """
 
@@ -58,8 +58,8 @@ class SimpleFPN(BaseModule):
         out_channels: int = 256,
         scale_factors: Sequence[float] = (4, 2, 1, 0.5),
         num_outs: int = 5,
-        lateral_channels: int | None = None,
         norm_eps: float = 1e-5,
+        lateral_channels: int | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
