@@ -4,7 +4,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -170,15 +171,20 @@ def _mean_of(results: list[dict], field: str) -> str:
     return f'{mean(result[field] for result in results):.0f}' if known else ''
 
 
-def results_markdown(results: list[dict[str, Any]]) -> str:
+def results_markdown(results: list[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
     """A Markdown table of one benchmark.
 
     A row for every (set, student, row, init, steps): set by set, in each by the student's start and
     size, largest first, and then in the order of the file. Runs that differ in nothing but their
     seed are averaged: mean ± standard deviation over seeds.
 
+    Args:
+        results (list[dict]): Of one benchmark, from :func:`read_results`.
+        columns (Sequence[str], optional): Headers of the columns that are wanted, where not all;
+            an underline stands for a space, too.
+
     Raises:
-        ResultError: If one seed of one row appears twice.
+        ResultError: If one seed of one row appears twice, or there is no such column.
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for result in results:
@@ -200,19 +206,19 @@ def results_markdown(results: list[dict[str, Any]]) -> str:
             -round(100 * g[0]['student']),
         ),
     )
-    columns = {
+    cells = {
         'set': lambda g: g[0]['set'],
         ROW_NAMES.get(results[0]['benchmark'], 'images'): lambda g: g[0]['row'],
         'start': lambda g: g[0]['init'],
         'student': lambda g: f'{100 * g[0]["student"]:.0f} %',
     }
     for name in metrics:
-        columns[name] = lambda g, name=name: (
+        cells[name] = lambda g, name=name: (
             _average([r['metrics'][name] for r in g])
             if all(name in r['metrics'] for r in g)
             else ''
         )
-    columns |= {
+    cells |= {
         'teacher': lambda g: (
             _number(g[0]['teacher'], [g[0]['teacher']]) if g[0]['teacher'] is not None else ''
         ),
@@ -224,13 +230,18 @@ def results_markdown(results: list[dict[str, Any]]) -> str:
         'teacher passes': lambda g: _mean_of(g, 'teacher_passes'),
         'seeds': lambda g: 'one seed' if len(g) == 1 else str(len(g)),
     }
-    rows = [[make(group) for make in columns.values()] for group in ordered]
-    header = list(columns)
+    rows = [[make(group) for make in cells.values()] for group in ordered]
+    header = list(cells)
+    wanted = [_word(name) for name in (header if columns is None else columns)]
+    unknown = sorted({*wanted}.difference(map(_word, header)))
+    if unknown:
+        raise ResultError(f'There is no column {unknown}, only {header}.')
     # A column that says nothing, or the same set everywhere, only widens the table.
     keep = [
         i
         for i, name in enumerate(header)
-        if any(row[i] for row in rows)
+        if _word(name) in wanted
+        and any(row[i] for row in rows)
         and not (name == 'set' and len({row[i] for row in rows}) == 1)
     ]
     return markdown_table([header[i] for i in keep], [[row[i] for i in keep] for row in rows])
@@ -240,8 +251,9 @@ def insert_tables(document: str, results: list[dict[str, Any]]) -> str:
     """Put a benchmark's tables between its markers.
 
     ``<!-- results:NAME -->`` ... ``<!-- /results -->`` takes all results; ``<!-- results:NAME
-    set=digits init=inherit,random -->`` those that have one of the values of every field named, an
-    underline standing for a space.
+    set=digits init=inherit,random row!=*as_before columns=images,retention -->`` those that have
+    one of the values of every field named, and of those behind ``!=`` none, with these columns. An
+    underline stands for a space, an asterisk for anything.
 
     Args:
         document (str): The document's text.
@@ -252,25 +264,23 @@ def insert_tables(document: str, results: list[dict[str, Any]]) -> str:
     """
     benchmark = results[0]['benchmark']
     pattern = re.compile(
-        rf'(<!-- results:{re.escape(benchmark)}((?: \w+=\S+)*) -->)'
+        rf'(<!-- results:{re.escape(benchmark)}((?: \w+!?=\S+)*) -->)'
         r'(?:(?!<!-- results:).)*?<!-- /results -->',
         re.DOTALL,
     )
 
     def table(found: re.Match) -> str:
-        wanted = dict(part.split('=') for part in found[2].split())
-        unknown = [name for name in wanted if name not in FIELDS]
-        fitting = [
-            result
-            for result in results
-            if all(_word(result.get(name)) in values.split(',') for name, values in wanted.items())
-        ]
+        wanted = [part.split('=', 1) for part in found[2].split()]
+        columns = next((v.split(',') for k, v in wanted if k == 'columns'), None)
+        wanted = [(name, values.split(',')) for name, values in wanted if name != 'columns']
+        unknown = [name for name in (n.rstrip('!') for n, _ in wanted) if name not in FIELDS]
+        fitting = [r for r in results if all(_fits(r, *condition) for condition in wanted)]
         if unknown or not fitting:
             raise ResultError(
                 f"'{found[1]}': "
                 + (f'there is no field {unknown}.' if unknown else 'no result fits.')
             )
-        return f'{found[1]}\n{results_markdown(fitting)}\n<!-- /results -->'
+        return f'{found[1]}\n{results_markdown(fitting, columns)}\n<!-- /results -->'
 
     text, count = pattern.subn(table, document)
     if not count:
@@ -278,6 +288,12 @@ def insert_tables(document: str, results: list[dict[str, Any]]) -> str:
             f"The document has no place '<!-- results:{benchmark} --> ... <!-- /results -->'."
         )
     return text
+
+
+def _fits(result: Mapping[str, Any], name: str, values: Iterable[str]) -> bool:
+    """Whether a field's value is one of these, or with ``!`` behind its name none of them."""
+    word = _word(result.get(name.rstrip('!')))
+    return any(fnmatchcase(word, value) for value in values) != name.endswith('!')
 
 
 def _word(value: Any) -> str:

@@ -205,6 +205,18 @@ def test_a_place_may_ask_for_some_of_the_lines():
     assert insert_tables(updated, results) == updated
 
 
+def test_a_place_may_leave_out_lines_and_columns():
+    marker = '<!-- results:ablation row!=*_as_before,noise columns=images,bbox_mAP,of_ceiling -->'
+    rows = ('noise', 'real', 'real, as before', 'noise, as before', 'noise and more')
+    text = insert_tables(f'{marker}\n<!-- /results -->', [result(row=row) for row in rows])
+    wanted = [result(row='real'), result(row='noise and more')]
+    columns = ['of ceiling', 'images', 'bbox_mAP']
+    assert text == f'{marker}\n{results_markdown(wanted, columns)}\n<!-- /results -->'
+    header, rule, *lines = results_markdown(wanted, columns).splitlines()
+    assert header == '| images | bbox_mAP | of ceiling |'
+    assert [line.split(' | ')[0] for line in lines] == ['| real', '| noise and more']
+
+
 @pytest.mark.parametrize('document', ['nothing', DOCUMENT[:40]])
 def test_markers_must_be_there(document):
     with pytest.raises(ResultError, match='has no place'):
@@ -212,7 +224,14 @@ def test_markers_must_be_there(document):
 
 
 @pytest.mark.parametrize(
-    ('condition', 'said'), [('init=config', 'no result fits'), ('colour=red', "no field .'colour'")]
+    ('condition', 'said'),
+    [
+        ('init=config', 'no result fits'),
+        ('init!=*', 'no result fits'),
+        ('colour=red', "no field .'colour'"),
+        ('colour!=red', "no field .'colour'"),
+        ('columns=images,colour', "no column .'colour'"),
+    ],
 )
 def test_a_condition_that_nothing_meets_is_named(condition, said):
     with pytest.raises(ResultError, match=said):

@@ -16,8 +16,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--into',
         type=Path,
         help='document to write the tables into, between <!-- results:<benchmark> --> (or '
-        '<!-- results:<benchmark> set=digits -->: those lines alone) and <!-- /results -->; '
-        'printed where not given',
+        '<!-- results:<benchmark> set=digits row!=noise columns=images,retention -->: those lines '
+        'and columns alone) and <!-- /results -->; printed where not given',
     )
     parser.add_argument(
         '--check',
