@@ -16,10 +16,28 @@ from mmdfkd.utils.launch import fail_clearly
 BASE = Path(__file__).resolve().parents[1] / 'configs' / '_base_'
 RUNTIME = ('runtime.py', 'dfkd_runtime.py')
 
+
+def head_text(name: str, arguments: str = '') -> str:
+    """A head's config."""
+    return f"dict(type='mmdfkd.{name}'{', ' * bool(arguments)}{arguments})"
+
+
+PROPOSALS = head_text('RPNResponseHead')
+# What a student follows, by the family of both networks.
 HEADS = {
-    'classifier': ('LogitHead', 'FeatureHead'),
-    'two-stage': ('PyramidHead', 'RPNResponseHead', 'RoIResponseHead'),
+    'classifier': (head_text('LogitHead'), head_text('FeatureHead')),
+    'two-stage': (head_text('PyramidHead'), PROPOSALS, head_text('RoIResponseHead')),
+    'one-stage': (head_text('PyramidHead'), head_text('DenseResponseHead')),
+    # Of a student that is derived from its teacher, whose queries can be asked of both.
+    'DETR-like': (
+        head_text('EncoderMemoryHead'),
+        head_text('QueryAlignedHead', 'fresh=False, floor=1.0'),
+        head_text('StudentQueryHead'),
+    ),
 }
+# Of a DETR with a config of its own, and of detectors of two families.
+MATCHED = (head_text('EncoderMemoryHead'), head_text('HungarianQueryHead', 'most=300'))
+ACROSS = (head_text('BoxResponseHead'), head_text('PseudoLabelHead'))
 # A pool is kept in memory as bytes.
 POOL_BYTES = 2 << 30
 
@@ -50,7 +68,7 @@ model = dict(
 $source
     heads=[
 $heads
-    ])
+    ]$traced)
 
 train_dataloader = dict(
     batch_size=$batch_size,
@@ -66,7 +84,7 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.99), weight_decay=0.01),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.),
     clip_grad=dict(max_norm=5.0))
-warmup = min(50, max_iters)
+warmup = min(50, max_iters // 2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=warmup),
     dict(
@@ -74,7 +92,7 @@ param_scheduler = [
         by_epoch=False,
         begin=warmup,
         end=max_iters,
-        T_max=max(1, max_iters - warmup),
+        T_max=max_iters - warmup,
         eta_min=1e-6),
 ]
 
@@ -85,7 +103,7 @@ $evaluation""")
 
 SOURCES = {
     'classifier': '    source=pooled,',
-    'two-stage': """\
+    'detector': """\
     # Scenes with objects, which layout inversion of the teacher makes before the first step;
     # `batch` of them at once.
     source=dict(
@@ -124,13 +142,28 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--data-root', help="where the teacher's test set lies, if elsewhere")
     parser.add_argument(
-        '--image-size', type=int, nargs='+', metavar='PX', help='side, or height and width'
+        '--image-size', type=positive, nargs='+', metavar='PX', help='side, or height and width'
     )
-    parser.add_argument('--max-iters', type=int, default=2000, help='steps')
-    parser.add_argument('--batch-size', type=int, help='images a step and process; by image size')
-    parser.add_argument('--pool-size', type=int, help='images of the pool; by image size')
+    parser.add_argument('--max-iters', type=positive, default=2000, help='steps')
+    parser.add_argument(
+        '--batch-size', type=positive, help='images a step and process; by image size'
+    )
+    parser.add_argument('--pool-size', type=positive, help='images of the pool; by image size')
     parser.add_argument('--overwrite', action='store_true', help='replace the config at --out')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if len(args.image_size or ()) > 2:
+        parser.error('--image-size is a side, or height and width')
+    if args.max_iters < 2:
+        parser.error('--max-iters is at least 2: the rate rises, then it falls')
+    return args
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'must be at least 1, not {text}')
+    return value
 
 
 def short(kind: object) -> str:
@@ -237,21 +270,37 @@ def with_data_root(evaluation: dict, root: str) -> dict:
     return move_data(evaluation, dataset['data_root'], root)
 
 
-def family_of(cfg: Config) -> str:
-    """The family that runs the teacher's network.
+def adapter_of(cfg: Config):
+    """The adapter of the network that a config describes.
 
     Raises:
-        TypeError: If none does; names those that there are.
+        TypeError: If no family runs it; names those that there are.
     """
     from mmdfkd.adapters import Normalizer, build_adapter
     from mmdfkd.distillers import build_network
 
-    family = build_adapter(build_network(cfg), Normalizer.from_config(cfg)).family
-    if family not in HEADS:
-        raise TypeError(
-            f'There is no ready run for the family {family}, only for {", ".join(HEADS)}.'
-        )
-    return family
+    return build_adapter(build_network(cfg), Normalizer.from_config(cfg))
+
+
+def heads_of(teacher, student) -> tuple[str, ...]:
+    """What a student follows.
+
+    Args:
+        teacher (Adapter): The teacher's.
+        student (Adapter, optional): That of a student with a config of its own.
+    """
+    if student is not None and student.family != teacher.family:
+        return ACROSS
+    if teacher.family != 'DETR-like':
+        return HEADS[teacher.family]
+    heads = HEADS[teacher.family] if student is None else MATCHED
+    proposes = all(chooses_queries(adapter) for adapter in (teacher, student or teacher))
+    return (heads[0], *[PROPOSALS] * proposes, *heads[1:])
+
+
+def chooses_queries(adapter) -> bool:
+    """Whether a network is a DETR that finds its queries in the image."""
+    return adapter.family == 'DETR-like' and not adapter.decoder.steady
 
 
 def reference(path: str) -> str:
@@ -290,12 +339,15 @@ def make_text(args: argparse.Namespace) -> str:
         raise FileNotFoundError(f'There is no checkpoint {args.checkpoint}.')
     cfg = load_config(args.config)
     evaluation = evaluation_of(cfg)
-    family = family_of(cfg)
+    teacher = adapter_of(cfg)
+    classifies = not teacher.detects
     if args.data_root:
         evaluation = with_data_root(evaluation, args.data_root)
     size = pair(args.image_size) if args.image_size else image_size_of(cfg, evaluation)
     area = size[0] * size[1]
+    own = None
     if args.student:
+        own = adapter_of(load_config(args.student))
         init = getattr(args, 'init', 'random')
         student = f'dict(config={reference(args.student)!r}, init={init!r})'
     else:
@@ -309,7 +361,12 @@ def make_text(args: argparse.Namespace) -> str:
     meta = evaluation['test_dataloader']['dataset'].get('metainfo') or {}
     classes = meta.get('classes') if isinstance(meta, Mapping) else None
     batch = max(2, min(16, 16 * 256**2 // area))
-    imports = list((cfg.get('custom_imports') or {}).get('imports') or [])
+    traced = ''
+    if any(chooses_queries(adapter) for adapter in (teacher, own) if adapter is not None):
+        # As many tokens as queries are needed where widths are traced.
+        traced = f',\n    image_size={tuple(min(side, 256) for side in size)}'
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
     return TEMPLATE.substitute(
         name=args.config,
         out=args.out,
@@ -321,9 +378,12 @@ def make_text(args: argparse.Namespace) -> str:
         checkpoint=repr(reference(args.checkpoint)),
         student=student,
         pool_size=args.pool_size or min(4096, max(1, POOL_BYTES // (3 * area))),
-        heads='\n'.join(f"        dict(type='mmdfkd.{head}')," for head in HEADS[family]),
-        source=Template(SOURCES[family]).substitute(batch=batch),
-        batch_size=args.batch_size or (64 if family == 'classifier' else batch),
+        heads='\n'.join(f'        {head},' for head in heads_of(teacher, own)),
+        traced=traced,
+        source=Template(SOURCES['classifier' if classifies else 'detector']).substitute(
+            batch=batch
+        ),
+        batch_size=args.batch_size or (64 if classifies else batch),
         metainfo=f',\n        metainfo=dict(classes={tuple(classes)!r})' if classes else '',
         runtime=runtime_text(imports + ['mmdfkd'] * ('mmdfkd' not in imports)),
         evaluation=evaluation_text(evaluation),

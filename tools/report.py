@@ -4,10 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
-
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, use_all_cores
+from mmdfkd.utils.launch import Options, fail_clearly, read_config, use_all_cores
 
 # What of --cfg-options concerns the tests; the rest was the training's.
 _OF_THE_TESTS = ('test_dataloader', 'test_evaluator', 'test_cfg', 'env_cfg')
@@ -23,7 +21,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Options,
         help='override settings: key=value; those the run was trained with may be given again',
     )
     return parser.parse_args(argv)
@@ -34,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     use_all_cores()
     options = args.cfg_options or {}
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.merge_from_dict(options)
     work_dir = args.work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(args.config).stem
 

@@ -8,10 +8,8 @@ Then, in that config, teacher=dict(config=..., labels='labels.pth') without its 
 import argparse
 import sys
 
-from mmengine.config import DictAction
-
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, read_config, use_all_cores
+from mmdfkd.utils.launch import Options, fail_clearly, read_config, use_all_cores
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -25,7 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--top-k', type=int, default=100, help='classes kept of each answer')
     parser.add_argument('--seed', type=int, help="the config's by default")
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='change settings: key=value'
+        '--cfg-options', nargs='+', action=Options, help='change settings: key=value'
     )
     return parser.parse_args(argv)
 

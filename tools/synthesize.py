@@ -11,10 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, read_config, use_all_cores
+from mmdfkd.utils.launch import Options, fail_clearly, read_config, use_all_cores
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,7 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--threshold', type=float, default=0.3, help="least score of a detector's objects"
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='change settings: key=value'
+        '--cfg-options', nargs='+', action=Options, help='change settings: key=value'
     )
     return parser.parse_args(argv)
 

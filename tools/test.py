@@ -4,10 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, init_cpu_group, read_config, use_all_cores
+from mmdfkd.utils.launch import Options, fail_clearly, init_cpu_group, read_config, use_all_cores
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--out', help='dump predictions to this pickle')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value'
+        '--cfg-options', nargs='+', action=Options, help='override settings: key=value'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -44,6 +42,8 @@ def main() -> None:
     if args.out:
         if not args.out.endswith(('.pkl', '.pickle')):
             raise ValueError('--out must end in .pkl or .pickle.')
+        if cfg.get('test_evaluator') is None:
+            raise ValueError(f'--out: {args.config} has no test_evaluator to dump predictions by.')
         evaluators = (
             cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
         )

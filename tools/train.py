@@ -4,10 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, init_cpu_group, read_config, set_amp, use_all_cores
+from mmdfkd.utils.launch import (
+    Options,
+    fail_clearly,
+    init_cpu_group,
+    read_config,
+    set_amp,
+    use_all_cores,
+)
 from mmdfkd.utils.run_files import refuse_foreign_checkpoints
 
 
@@ -35,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size'
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value'
+        '--cfg-options', nargs='+', action=Options, help='override settings: key=value'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)

@@ -56,8 +56,13 @@ class Normalizer:
                 into the model).
             input_order (str): ``'rgb'`` or ``'bgr'`` overrides what the config's loader seems to
                 deliver.
+
+        Raises:
+            ValueError: On another order.
         """
         # The model's own replaces the top-level one as a whole, as in the Runner.
+        if input_order not in ('auto', 'rgb', 'bgr'):
+            raise ValueError(f"input_order is 'auto', 'rgb' or 'bgr', not {input_order!r}.")
         pre = cfg.get('model', {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}
         delivered = loader_order(cfg) if input_order == 'auto' else input_order
         flips = bool(pre.get('to_rgb') or pre.get('bgr_to_rgb') or pre.get('rgb_to_bgr'))

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from mmdfkd.adapters import Adapter, Normalizer, Observation, Targets
 from mmdfkd.datasets.synthetic import check_size
-from mmdfkd.inheritance import InheritanceReport, inherit, recipe_of
+from mmdfkd.inheritance import (
+    InheritanceReport,
+    check_image_count,
+    heir_of,
+    inherit,
+    recipe_of,
+)
 from mmdfkd.registry import MODELS, TASK_UTILS
 from mmdfkd.synthesis import SyntheticSource, inspect_teacher
 from mmdfkd.utils.arguments import accepted_arguments, check_arguments
@@ -77,7 +83,7 @@ class DataFreeDistiller(BaseModel):
 
     Raises:
         ValueError: If teacher and student have different classes, or are of different families and
-            a head compares what only one family has.
+            a head compares what only one family has, or the student cannot inherit.
         TypeError: If a setting is unknown.
     """
 
@@ -96,6 +102,9 @@ class DataFreeDistiller(BaseModel):
     ) -> None:
         # From here on, whatever is read is counted.
         DataAudit.install()
+        for name, value in dict(teacher=teacher, student=student).items():
+            if not isinstance(value, Mapping):
+                raise TypeError(f'model.{name} is a dict(config=..., ...), not {value!r}.')
         check_arguments('model.teacher', teacher, accepted_arguments(Teacher))
         parts = ('method', 'layers', 'channels', 'units', 'refit')
         check_arguments('model.inheritance', inheritance or (), (*parts, 'images', 'renderer'))
@@ -118,6 +127,7 @@ class DataFreeDistiller(BaseModel):
         self.inheritance_cfg.update(
             (k, v) for k, v in (inheritance or {}).items() if k not in recipe
         )
+        check_image_count(self.inheritance_cfg['images'], init == 'inherit')
         # One that is derived from the teacher is fed as the teacher is.
         derived = student.get('config') is None
         self.student_input_order = frozen_teacher.input_order if derived else 'auto'
@@ -134,6 +144,9 @@ class DataFreeDistiller(BaseModel):
         self._check_pair()
 
         # Before the optimiser is built: what is trained, and what is not.
+        if self.init == 'inherit' and not self.teacher.replayed:
+            # Before any image is made.
+            heir_of(self.teacher.adapter, self.student.adapter)
         self.student.build_aligners(self.teacher.adapter, self.default_image_size)
         self.frozen = self.student.freeze_unused(self.teacher.adapter, self.default_image_size)
         self.student.bind_balance(self.teacher.adapter, self.default_image_size)
@@ -211,10 +224,12 @@ class DataFreeDistiller(BaseModel):
                 'A teacher with stored labels has no weights to inherit: set model.student.init to '
                 "'random', 'config' or a checkpoint."
             )
-        if type(self.source).refresh is not SyntheticSource.refresh:
+        if not self.source.self_contained:
             raise ValueError(
-                f'{type(self.source).__name__} makes images with the teacher, which is not run '
-                'where its labels are stored.'
+                f'{type(self.source).__name__} makes or chooses its images with the teacher, which '
+                'is not run where its labels are stored: take mmdfkd.RenderedSource, '
+                'mmdfkd.PooledSource with balance=False and one renderer, or mmdfkd.DatasetSource '
+                'with mmdfkd.SeededDataset.'
             )
         for head in self.student.heads:
             if not self._wants_answers_alone(head):
@@ -257,12 +272,17 @@ class DataFreeDistiller(BaseModel):
         return state
 
     def resume(self, state: Mapping) -> None:
-        """Prepare the source and restore :meth:`distill_state`; the Runner restores the student."""
-        self._prepare_source()
-        self.student.heads.load_state_dict(state['heads'])
+        """Prepare the source and restore :meth:`distill_state`; the Runner restores the student.
+
+        Raises:
+            ValueError: If the state is of other heads, another student or another source.
+        """
+        # Heads first: what another run saved is refused before images are made.
+        _resume(self.student.heads, state['heads'], 'other heads, or another student,')
         if self.student.balance is not None and 'balance' in state:
             self.student.balance.load_state_dict(state['balance'])
-        self.source.load_state_dict(state['source'])
+        self._prepare_source()
+        _resume(self.source, state['source'], 'another source')
 
     def _apply(self, fn, recurse=True):
         # .to(), .cuda(), .half() and .double() all come here; the teacher is no child and must
@@ -521,6 +541,25 @@ class DataFreeDistiller(BaseModel):
         if mode == 'distill':
             return self.student(inputs, **compared)
         return self.student.net(inputs, data_samples, mode=mode)
+
+
+def _resume(module: nn.Module, state: Mapping, what: str) -> None:
+    """Load what a checkpoint holds of a run's own parts.
+
+    Raises:
+        ValueError: If it is of other ones.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        first, *differences = str(error).splitlines()
+        if not first.startswith('Error(s) in loading state_dict'):
+            raise
+        raise ValueError(
+            f'The checkpoint was made with {what} than the config names: resume with the config of '
+            'its run, or start anew (--overwrite, or another --work-dir). The first difference: '
+            f'{differences[0].strip()}'
+        ) from error
 
 
 def _plain_student(module: nn.Module, destination: dict, prefix: str, local_metadata) -> dict:

@@ -12,6 +12,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import get_installed_path
 from torch import nn
 
+from mmdfkd.utils.launch import read_config
+
 
 def load_config(reference: str | Mapping) -> Config:
     """Load a whole config.
@@ -38,7 +40,7 @@ def load_config(reference: str | Mapping) -> Config:
             path = Path(name)
         if not path.is_file():
             raise FileNotFoundError(f"There is no config '{name}' (looked for {path}).")
-        cfg = Config.fromfile(path)
+        cfg = read_config(str(path))
     if 'model' not in cfg:
         raise KeyError(
             f"{name} has no 'model'; give the whole config of an mmdet or mmpretrain model."

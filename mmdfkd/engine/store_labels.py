@@ -25,7 +25,7 @@ def store_labels(
     """Write the ``top_k`` largest probabilities of the teacher for the first samples of a run.
 
     Args:
-        cfg (Config): Of a distillation run with a classifier and a source that does not learn.
+        cfg (Config): Of a distillation run with a classifier and a source that does without it.
         out (str | Path): The file to write.
         num (int, optional): Samples. Defaults to those of the config's iterations.
         top_k (int): Classes kept of each answer. Defaults to 100, as published for ImageNet-22k.
@@ -36,7 +36,8 @@ def store_labels(
         StoredLabels: What was written.
 
     Raises:
-        ValueError: For a source that learns, a detector, or fewer than one class or sample.
+        ValueError: For a source that asks the teacher, a detector, or fewer than one class or
+            sample.
     """
     batch = cfg.train_dataloader.batch_size
     num = cfg.train_cfg.max_iters * batch if num is None else num
@@ -49,11 +50,12 @@ def store_labels(
                 f'store_labels keeps class probabilities; the teacher is a {made.teacher.family} '
                 'network.'
             )
-        if made.learns:
+        if not made.distiller.source.self_contained:
             raise ValueError(
-                f'store_labels: {type(made.distiller.source).__name__} makes its images with the '
-                'teacher while the run goes on, so that they cannot be made again without it. Use '
-                'mmdfkd.RenderedSource, or mmdfkd.DatasetSource with mmdfkd.SeededDataset.'
+                f'store_labels: {type(made.distiller.source).__name__} makes or chooses its images '
+                'with the teacher, so that they cannot be made again without it. Use '
+                'mmdfkd.RenderedSource, mmdfkd.PooledSource with balance=False and one renderer, '
+                'or mmdfkd.DatasetSource with mmdfkd.SeededDataset.'
             )
         made.start()
         labels = StoredLabels(made.seed, made.teacher.num_classes)

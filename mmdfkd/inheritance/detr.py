@@ -15,7 +15,7 @@ from .depth import choose_layers, uniform_layers
 from .families import Heir
 from .layers import LayerView
 from .least_squares import Moments, keep_units
-from .pyramid import MAX_ROWS, PyramidMap, inherit_pyramid, refit_layer
+from .pyramid import MAX_ROWS, PyramidMap, check_pyramids, inherit_pyramid, refit_layer
 from .recipe import Recipe
 from .transformer import Plan, assign, assign_layer, held_out
 from .views import ViTDetView
@@ -61,6 +61,13 @@ class DetrHeir(Heir):
                 f"The student's decoder is {student.net.embed_dims} wide, the teacher's "
                 f'{teacher.net.embed_dims}: queries are inherited at equal width only.'
             )
+
+    def check(self) -> None:
+        """Of backbone and pyramid."""
+        super().check()
+        necks = [net.neck for net in self._nets]
+        if all(isinstance(neck, SimpleFPN) for neck in necks):
+            check_pyramids(*necks)
 
     @property
     def _nets(self) -> tuple[nn.Module, nn.Module]:

@@ -12,10 +12,11 @@ from mmdfkd.adapters import Adapter, Memory, Probe
 from mmdfkd.models.necks import SimpleFPN
 
 from .chain import Stage, conv_stage, inherit_chain
+from .depth import uniform_layers
 from .least_squares import Refit
-from .pyramid import PyramidMap, inherit_pyramid
+from .pyramid import PyramidMap, check_pyramids, inherit_pyramid
 from .recipe import Recipe
-from .transformer import Plan, assign, assign_layer, held_out, inherit_backbone
+from .transformer import Plan, assign, assign_layer, check_backbones, held_out, inherit_backbone
 from .views import MmpretrainView, ViTDetView, view_backbone
 
 #: Cells of the finest level, and regions, that the refits of a detector look at.
@@ -44,6 +45,12 @@ class Heir(ABC):
     def look_into(backbone: nn.Module):
         """The view of a backbone; raises ValueError for one that is not supported."""
         return view_backbone(backbone)
+
+    def check(self) -> None:
+        """Raise ValueError where the sizes do not allow it, as far as no image is needed."""
+        check_backbones(*self.views)
+        kinds = [view.kinds for view in self.views]
+        uniform_layers(*kinds)
 
     def tokens(self, inputs: Tensor) -> int:
         """How many tokens the teacher's first block reads of one image ``[1, 3, H, W]``."""
@@ -183,6 +190,11 @@ class TwoStageHeir(Heir):
                 raise ValueError(
                     'Inheritance needs a ViTDet that returns its last block alone (out_indices=-1).'
                 )
+
+    def check(self) -> None:
+        """Of backbone and pyramid."""
+        super().check()
+        check_pyramids(self.teacher.net.neck, self.student.net.neck)
 
     @staticmethod
     def _map(tokens: Tensor) -> Tensor:
@@ -360,7 +372,7 @@ def build_heir(teacher: Adapter, student: Adapter) -> Heir:
     """Choose the class for two adapters of one family.
 
     Raises:
-        ValueError: If the families differ or have no inheritance.
+        ValueError: If the families differ or have no inheritance, or the sizes do not allow it.
     """
     if teacher.family != student.family:
         raise ValueError(
@@ -385,4 +397,6 @@ def build_heir(teacher: Adapter, student: Adapter) -> Heir:
             )
     if type(getattr(teacher.net, 'backbone', None)).__name__ == 'SwinTransformer':
         heirs['classifier'] = SwinHeir
-    return heirs[teacher.family](teacher, student)
+    heir = heirs[teacher.family](teacher, student)
+    heir.check()
+    return heir

@@ -16,12 +16,52 @@ from .recipe import Recipe, recipe_of
 from .report import InheritanceReport
 from .transformer import MAX_TOKENS
 
+# Images that the statistics are taken on, at least.
+_LEAST_IMAGES = 8
 # Images of a forward, of up to 256 x 256 px.
 _AT_ONCE = 32
 
 
 def _batches(images: Tensor, size: int) -> list[Tensor]:
     return list(images.split(size))
+
+
+def check_image_count(images: object, inherits: bool) -> None:
+    """Raise ValueError where ``model.inheritance.images`` is no number of images that suffices."""
+    least = _LEAST_IMAGES if inherits else 1
+    if isinstance(images, bool) or not isinstance(images, int) or images < least:
+        raise ValueError(
+            f'model.inheritance.images={images!r} must be a number of images, at least {least}.'
+        )
+
+
+def heir_of(teacher: Adapter, student: Adapter) -> Heir | None:
+    """What will write a student's weights; None where its own backbone does.
+
+    No image is needed, so that a run is refused before any is made.
+
+    Raises:
+        ValueError: If the student cannot inherit from this teacher; says why.
+    """
+    if teacher.num_classes != student.num_classes:
+        raise ValueError(
+            f'The teacher has {teacher.num_classes} classes, the student {student.num_classes}: '
+            'they must be the same.'
+        )
+    if not teacher.normalizer.same_as(student.normalizer):
+        raise ValueError(
+            "The student's data_preprocessor gives another input than the teacher's (mean, std "
+            'or channel order): make them equal.'
+        )
+    for net in (teacher.net, student.net):
+        if not hasattr(net, 'backbone'):
+            raise ValueError(
+                f'A {type(net).__name__} has no backbone of its own to inherit from or to: set '
+                "model.student.init to 'random', 'config' or a checkpoint."
+            )
+    if isinstance(student.net.backbone, MiniViT | PlainViT):
+        return None
+    return build_heir(teacher, student)
 
 
 def inherit(
@@ -61,32 +101,15 @@ def inherit(
         ValueError: If the student cannot inherit from this teacher; says why.
     """
     recipe = recipe_of(method, **options)
-    if images.dim() != 4 or images.shape[1] != 3 or len(images) < 8:
+    if images.dim() != 4 or images.shape[1] != 3 or len(images) < _LEAST_IMAGES:
         raise ValueError(
-            f'Inheritance needs at least 8 RGB images [N, 3, H, W], not {tuple(images.shape)}.'
+            f'Inheritance needs at least {_LEAST_IMAGES} RGB images [N, 3, H, W], not '
+            f'{tuple(images.shape)}.'
         )
-    if teacher.num_classes != student.num_classes:
-        raise ValueError(
-            f'The teacher has {teacher.num_classes} classes, the student {student.num_classes}: '
-            'they must be the same.'
-        )
-    if not teacher.normalizer.same_as(student.normalizer):
-        raise ValueError(
-            "The student's data_preprocessor gives another input than the teacher's (mean, std "
-            'or channel order): make them equal.'
-        )
-    for net in (teacher.net, student.net):
-        if not hasattr(net, 'backbone'):
-            raise ValueError(
-                f'A {type(net).__name__} has no backbone of its own to inherit from or to: set '
-                "model.student.init to 'random', 'config' or a checkpoint."
-            )
-    backbone = getattr(student.net, 'backbone', None)
-    if isinstance(backbone, MiniViT):
-        return inherit_multiplexed(teacher, student, images)
-    if isinstance(backbone, PlainViT):
-        return inherit_whole(teacher, student, images)
-    heir = build_heir(teacher, student)
+    heir = heir_of(teacher, student)
+    if heir is None:
+        grown = isinstance(student.net.backbone, MiniViT)
+        return (inherit_multiplexed if grown else inherit_whole)(teacher, student, images)
     start = time.perf_counter()
     parameter = next(student.net.parameters())
     images = images.to(parameter)

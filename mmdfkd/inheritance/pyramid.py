@@ -287,6 +287,27 @@ class _LevelHeir:
         return read, hidden, [self.sp[2](own_norm(own(b))) for b in y]
 
 
+def check_pyramids(teacher: SimpleFPN, student: SimpleFPN) -> None:
+    """Raise ValueError where a pyramid cannot inherit from this one."""
+    if teacher.scale_factors != student.scale_factors or teacher.num_outs != student.num_outs:
+        raise ValueError(
+            f"The student's SimpleFPN has the scale factors {student.scale_factors} and "
+            f"{student.num_outs} levels, the teacher's "
+            f'{teacher.scale_factors} and {teacher.num_outs}: they must be equal.'
+        )
+    wide, narrow = teacher.fpn_convs[0].conv.out_channels, student.fpn_convs[0].conv.out_channels
+    if narrow > wide:
+        raise ValueError(
+            f"The student's pyramid has {narrow} channels, more than the teacher's {wide}."
+        )
+    inner = [neck.lateral_convs[0].conv.out_channels for neck in (teacher, student)]
+    if inner[1] > inner[0]:
+        raise ValueError(
+            f"The student's SimpleFPN has lateral_channels={inner[1]}, the teacher's {inner[0]}: "
+            'no more than those are inherited.'
+        )
+
+
 def inherit_pyramid(
     teacher: SimpleFPN,
     student: SimpleFPN,
@@ -307,24 +328,12 @@ def inherit_pyramid(
 
     Returns:
         PyramidMap: How the student's pyramid is to be read.
+
+    Raises:
+        ValueError: As :func:`check_pyramids`.
     """
-    if teacher.scale_factors != student.scale_factors or teacher.num_outs != student.num_outs:
-        raise ValueError(
-            f"The student's SimpleFPN has the scale factors {student.scale_factors} and "
-            f"{student.num_outs} levels, the teacher's "
-            f'{teacher.scale_factors} and {teacher.num_outs}: they must be equal.'
-        )
-    wide, narrow = teacher.fpn_convs[0].conv.out_channels, student.fpn_convs[0].conv.out_channels
-    if narrow > wide:
-        raise ValueError(
-            f"The student's pyramid has {narrow} channels, more than the teacher's {wide}."
-        )
-    inner = [neck.lateral_convs[0].conv.out_channels for neck in (teacher, student)]
-    if inner[1] > inner[0]:
-        raise ValueError(
-            f"The student's SimpleFPN has lateral_channels={inner[1]}, the teacher's {inner[0]}: "
-            'no more than those are inherited.'
-        )
+    check_pyramids(teacher, student)
+    wide, narrow = (neck.fpn_convs[0].conv.out_channels for neck in (teacher, student))
     levels = range(len(teacher.scale_factors))
     last = [
         [

@@ -276,6 +276,16 @@ def _shrink_detr(
         ffn.feedforward_channels = _cut(ffn.get('feedforward_channels', 1024), head, 8)
 
 
+def _refuse(model: ConfigDict, shares: Mapping[str, float | None]) -> None:
+    """Shares of what a network does not have; one that cuts nothing may be given."""
+    without = [f'{name}={share}' for name, share in shares.items() if share not in (None, 1)]
+    if without:
+        raise ValueError(
+            f'mmdfkd.Shrunk: {", ".join(without)} for a {_name(model)}, which has no such part to '
+            'make smaller: leave it out.'
+        )
+
+
 def shrink_config(
     teacher_cfg: Mapping,
     width: float = 0.75,
@@ -314,9 +324,10 @@ def shrink_config(
             config has one.
 
     Raises:
-        ValueError: If a share is outside (0, 1] or the teacher's architecture is not supported.
+        ValueError: If a share is outside (0, 1] or of what the teacher does not have, or its
+            architecture is not supported.
     """
-    given = dict(neck=neck, decoder=decoder)
+    given = dict(neck=neck, head=head, decoder=decoder)
     mlp, neck, head = (width if share is None else share for share in (mlp, neck, head))
     decoder = depth if decoder is None else decoder
     shares = dict(width=width, depth=depth, mlp=mlp, neck=neck, head=head, decoder=decoder)
@@ -346,12 +357,15 @@ def shrink_config(
         if isinstance(part, Mapping) and 'drop_path_rate' in part:
             part['drop_path_rate'] = 0.0
     if _name(model) == 'ImageClassifier' and _name(model.backbone) in _CLASSIFIER_BACKBONES:
+        _refuse(model, given)
         _shrink_classifier(model, width, depth, mlp, patch_size)
     elif _name(model) == 'ImageClassifier' and _name(model.backbone) == 'SwinTransformer':
+        _refuse(model, given)
         _shrink_swin(model, width, depth, mlp)
     elif _name(model.backbone) == 'ViTDet' and _name(model) in _DETRS:
         _shrink_detr(model, width, depth, mlp, given['neck'], head, decoder)
     elif _name(model.backbone) == 'ViTDet' and 'roi_head' in model:
+        _refuse(model, dict(decoder=given['decoder']))
         _shrink_detector(model, width, depth, mlp, neck, head)
     else:
         raise _unsupported(f'{_name(model)} with the backbone {_name(model.backbone)}')

@@ -196,14 +196,14 @@ class SwinHeir(Heir):
                     'Inheritance supports a Swin with GlobalAveragePooling and a linear head, not '
                     f'{type(net.neck).__name__} with {type(net.head).__name__}.'
                 )
-        self._check()
 
     @staticmethod
     def look_into(backbone: nn.Module) -> SwinView:
         """The view of a Swin."""
         return SwinView(backbone)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Stage by stage."""
         theirs, own = self.views
         if len(theirs.stages) != len(own.stages):
             raise ValueError(

@@ -123,6 +123,7 @@ class ReplayBank:
         self._segments: list[Segment] = []
         self._next_id = self.rank
         self._fields: dict | None = None
+        self._held = False
         self._mapped: OrderedDict[str, Arrays] = OrderedDict()
         self._list()
 
@@ -597,13 +598,25 @@ class ReplayBank:
 
     # ---------------------------------------------------------------- files
 
+    @property
+    def _manifest(self) -> Path:
+        return self.folder / f'bank-r{self.rank:03d}.json'
+
+    def hold_manifest(self) -> None:
+        """Leave the manifest of an earlier run as it is until :meth:`publish`."""
+        self._held = self.folder is not None and self._manifest.is_file()
+
+    def publish(self) -> None:
+        """Write the manifest, and from now on at every change."""
+        self._held = False
+        self._write_manifest()
+
     def _write_manifest(self) -> None:
         """The index without what changes often, for people and :meth:`latest_index`."""
-        if self.folder is None or not self.folder.is_dir():
+        if self._held or self.folder is None or not self.folder.is_dir():
             return
         try:
-            index = self._index(values=False, content=False)
-            write_json(self.folder / f'bank-r{self.rank:03d}.json', index)
+            write_json(self._manifest, self._index(values=False, content=False))
         except OSError as error:
             raise BankError(f'The bank could not write into {self.folder}: {error}.') from error
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 # Errors that are about the user's input: one clear message, the trace only on demand.
 _CLEAR = (
@@ -17,11 +17,12 @@ _CLEAR = (
     SyntaxError,
     ImportError,
     AssertionError,
-    KeyError,
     TypeError,
     ValueError,
     RuntimeError,
-    FloatingPointError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
 )
 
 
@@ -67,11 +68,27 @@ def read_config(path: str) -> Config:
     Raises:
         FileNotFoundError: If there is none.
         SyntaxError: If it, or one of its bases, is no Python; names it.
+        ValueError: If running it fails; names it.
     """
+    where = f'{path}, or one of its _base_ files'
     try:
         return Config.fromfile(path)
     except SyntaxError as error:
-        raise SyntaxError(f'{path}, or one of its _base_ files: {error}') from error
+        raise SyntaxError(f'{where}: {error}') from error
+    except (ArithmeticError, AttributeError, LookupError, NameError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise ValueError(f'{where}: {type(error).__name__}: {said}') from error
+
+
+class Options(DictAction):
+    """``--cfg-options KEY=VALUE ...``; a word without ``=`` is named."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Take the words."""
+        for word in values:
+            if '=' not in word:
+                parser.error(f'{option_string}: {word!r} is not KEY=VALUE')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def set_amp(optim_wrapper: dict) -> None:

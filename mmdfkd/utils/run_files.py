@@ -43,14 +43,17 @@ def refuse_foreign_checkpoints(work_dir: str | Path) -> None:
         )
 
 
-def clear_run(work_dir: str | Path, needed: Iterable[str | Path] = ()) -> None:
-    """Delete what an earlier run left: its checkpoints, exports, pictures and report.
+def clear_run(
+    work_dir: str | Path, needed: Iterable[str | Path] = (), current: str | None = None
+) -> None:
+    """Delete what an earlier run left: its checkpoints, exports, curves, pictures and report.
 
     Synthetic images are not among it: the new run has made its own by now, and removes the others.
 
     Args:
         work_dir (str | Path): The run's directory; need not exist.
         needed (Iterable[str | Path]): Files that the new run reads.
+        current (str, optional): Name of the folder of the new run's own log.
 
     Raises:
         RuntimeError: If one of those is among them; nothing was deleted.
@@ -65,6 +68,9 @@ def clear_run(work_dir: str | Path, needed: Iterable[str | Path] = ()) -> None:
     rest = (STUDENT_CONFIG, TEACHER_CONFIG, RUN, 'last_checkpoint')
     for path in [*found, *(Path(work_dir) / name for name in rest)]:
         path.unlink(missing_ok=True)
+    for curves in Path(work_dir).glob('*/vis_data/scalars.json'):
+        if curves.parts[-3] != current:
+            curves.unlink()
     for picture in (Path(work_dir) / PICTURES).glob('synthetic_*.png'):
         picture.unlink()
     shutil.rmtree(Path(work_dir) / REPORT, ignore_errors=True)

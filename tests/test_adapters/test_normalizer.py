@@ -88,3 +88,10 @@ def test_gradient_and_precision():
 def test_a_wrong_order_is_refused():
     with pytest.raises(ValueError, match="'rgb' or 'bgr'"):
         Normalizer(MEAN, STD, 'gbr')
+
+
+@pytest.mark.parametrize('flip', [True, False])
+def test_an_unknown_order_is_refused(flip):
+    cfg = dict(model=dict(data_preprocessor=dict(bgr_to_rgb=flip)))
+    with pytest.raises(ValueError, match="'auto', 'rgb' or 'bgr', not 'RGB'"):
+        Normalizer.from_config(cfg, 'RGB')

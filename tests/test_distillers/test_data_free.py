@@ -1,5 +1,7 @@
 """To the toolbox the distiller is its student; what does not fit is refused when it is built."""
 
+import copy
+
 import pytest
 import torch
 import toy
@@ -65,6 +67,58 @@ def test_another_family_is_refused(tmp_path):
     student = dict(config=toy.whole(toy.classifier_model(classes=3), 'mmpretrain'))
     with pytest.raises(ValueError, match='teacher is a two-stage network.*student a classifier'):
         MODELS.build(toy.run_config(tmp_path, model_student=student)['model'])
+
+
+@pytest.mark.parametrize(
+    ('student', 'message'),
+    [
+        (dict(neck=1.0), None),
+        (dict(embed_dims=64, head_dims=8), "embed_dims is 64, more than the teacher's"),
+        (dict(num_layers=9, global_indices=(3, 8)), "more than the teacher's"),
+        (dict(head_dims=4), 'attention heads are 4 channels wide'),
+    ],
+)
+def test_what_cannot_be_inherited_is_refused_when_it_is_built(tmp_path, student, message):
+    model = copy.deepcopy(toy.run_config(tmp_path)['model'])
+    model['student'] = dict(type='mmdfkd.Shrunk', width=0.5, depth=1.0, init='inherit')
+    if message is None:
+        assert MODELS.build(model).init == 'inherit'
+        return
+    cfg = toy.detector_model()
+    cfg['backbone']['arch'].update(student)
+    cfg['neck']['in_channels'] = cfg['backbone']['arch']['embed_dims']
+    model['student'] = dict(config=toy.whole(cfg), init='inherit')
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(model)
+
+
+@pytest.mark.parametrize('images', [4, 0, 'abc', True, 8.0])
+def test_too_few_images_to_inherit_on_are_refused_when_it_is_built(tmp_path, images):
+    model = toy.run_config(tmp_path)['model']
+    model['inheritance'] = dict(images=images)
+    model['student'] = dict(model['student'], init='inherit')
+    with pytest.raises(ValueError, match=f'inheritance.images={images!r} must.* at least 8'):
+        MODELS.build(model)
+
+
+@pytest.mark.parametrize('name', ['teacher', 'student'])
+def test_a_network_that_is_no_mapping_is_refused(tmp_path, name):
+    model = dict(toy.run_config(tmp_path)['model'], **{name: 'vit.py'})
+    with pytest.raises(TypeError, match=f"model.{name} is a dict.* not 'vit.py'"):
+        MODELS.build(model)
+
+
+def test_another_runs_state_is_refused_by_name(distiller):
+    distiller.seed, distiller.image_size = 1, (64, 64)
+    state = distiller.distill_state()
+    heads = state['heads']
+    name = next(iter(heads))
+    for other in ({k: v for k, v in heads.items() if k != name}, heads | {name: torch.ones(3)}):
+        with pytest.raises(ValueError, match=rf'other heads, or another student.*{name}'):
+            distiller.resume(dict(state, heads=other))
+    with pytest.raises(ValueError, match=r'another source than the config names.*ring'):
+        distiller.resume(dict(state, source=dict(ring=torch.ones(3))))
+    distiller.resume(state)
 
 
 def test_predicts_as_the_plain_student(distiller):

@@ -13,6 +13,7 @@ from torch.multiprocessing import get_context
 
 from mmdfkd.engine.hooks.banks import BankHook
 from mmdfkd.registry import MODELS
+from mmdfkd.synthesis.bank import ReplayBank
 
 STEPS, SAVED = 7, 2
 ITEMS = [dict(g=g) for g in range(12)]
@@ -38,12 +39,12 @@ REPLAY = dict(
 class Run:
     """The source's part of a run: its steps, with the hook in its turns."""
 
-    def __init__(self, folder, work_dir) -> None:
+    def __init__(self, folder, work_dir, seed=1) -> None:
         self.source = MODELS.build(copy.deepcopy(REPLAY))
         self.source.folder = folder
         # Nothing here asks the networks.
         teacher = SimpleNamespace(net=nn.Identity(), family='classifier', num_classes=5)
-        self.source.prepare(teacher, seed=1, image_size=(8, 8), device='cpu')
+        self.source.prepare(teacher, seed=seed, image_size=(8, 8), device='cpu')
         self.runner = SimpleNamespace(
             model=nn.Sequential(self.source),
             hooks=[CheckpointHook(interval=SAVED, by_epoch=False, save_last=False)],
@@ -73,6 +74,20 @@ def save(step, source, folder) -> None:
 
 def load(step, folder) -> dict:
     return torch.load(f'{folder}/iter_{step}.pth', weights_only=True)['dfkd_state']['source']
+
+
+def test_a_run_that_never_steps_leaves_the_replaced_bank_as_it_was(tmp_path):
+    folder = tmp_path / 'synthetic'
+    first = Run(folder, tmp_path)
+    first.source.fill(None)
+    first.go_on()
+    before = ReplayBank.latest_index(folder)
+    second = Run(folder, tmp_path, seed=2)
+    second.source.fill(None)
+    assert ReplayBank.latest_index(folder) == before
+    assert all((folder / segment['name']).is_file() for segment in before['segments'])
+    second.go_on()
+    assert ReplayBank.latest_index(folder)['segments'] != before['segments']
 
 
 def _one_rank(rank: int, path: str, folder) -> None:

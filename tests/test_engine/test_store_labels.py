@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 import toy
+from mmengine.config import Config
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
 from mmdfkd.datasets import SeededDataset
 from mmdfkd.distillers.stored_labels import StoredLabels
+from mmdfkd.engine.store_labels import store_labels
 from mmdfkd.losses import sparse_label_ce
+from mmdfkd.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, TOP, STEPS, BATCH = 5, 3, 3, 4
@@ -193,6 +196,33 @@ def test_what_cannot_be_replayed_is_refused(folder, change, message):
         model[key] = {**model[key], **value} if isinstance(value, dict) else value
     with pytest.raises(ValueError, match=message):
         toy.runner_of(dict(cfg, model=model))
+
+
+POOL = dict(
+    type='mmdfkd.PooledSource',
+    renderer=dict(type='mmdfkd.NoiseRenderer'),
+    pool_size=4,
+    num_workers=0,
+)
+
+
+def test_images_that_the_teacher_chooses_cannot_be_stored_or_replayed(folder, tmp_path):
+    rendered = dict(type='mmdfkd.RenderedSource')
+    for source in (POOL, dict(type='mmdfkd.MixtureSource', sources=[rendered, POOL])):
+        live = config(folder, 'live', dict(checkpoint=str(folder / 'classifier.pth')))
+        live['model']['source'] = source
+        with pytest.raises(ValueError, match='makes or chooses its images with the teacher'):
+            store_labels(Config(live), tmp_path / 'labels.pth')
+        assert not (tmp_path / 'labels.pth').exists()
+        replay = config(folder, 'refused', dict(labels=str(folder / 'labels.pth')))
+        replay['model']['source'] = source
+        with pytest.raises(ValueError, match='which is not run where its labels are stored'):
+            toy.runner_of(replay)
+    alone = MODELS.build(dict(POOL, balance=False))
+    assert alone.self_contained
+    assert not MODELS.build(
+        dict(POOL, balance=False, renderer=[POOL['renderer']] * 2)
+    ).self_contained
 
 
 @DATASETS.register_module()

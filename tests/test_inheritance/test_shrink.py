@@ -97,6 +97,19 @@ def test_shares_out_of_range(share):
         shrink_config(classifier_config(), width=share)
 
 
+@pytest.mark.parametrize(
+    ('cfg', 'shares', 'named'),
+    [
+        (classifier_config(), dict(head=0.1, neck=0.2, decoder=0.3), 'neck=0.2, head=0.1, deco'),
+        (detector_config(), dict(decoder=0.1), 'decoder=0.1 for a FasterRCNN'),
+    ],
+)
+def test_shares_of_what_is_not_there_are_refused(cfg, shares, named):
+    with pytest.raises(ValueError, match=f'{named}.*leave it out'):
+        shrink_config(cfg, width=0.5, **shares)
+    assert shrink_config(cfg, width=0.5, **dict.fromkeys(shares, 1)) is not None
+
+
 def test_unsupported_teachers_are_named():
     cfg = classifier_config()
     cfg.model.backbone.type = 'ResNet'

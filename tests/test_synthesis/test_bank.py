@@ -617,6 +617,25 @@ def test_two_runs_are_not_mixed(tmp_path):
         ReplayBank.latest_index(tmp_path)
 
 
+def test_an_earlier_manifest_stays_until_the_next_is_published(tmp_path):
+    filled(tmp_path, appends=1)
+    before = ReplayBank.latest_index(tmp_path)
+    bank = ReplayBank(SIZE, 30, tmp_path)
+    bank.hold_manifest()
+    bank.append(pixels(4, seed=9), iteration=0)
+    assert ReplayBank.latest_index(tmp_path) == before
+    bank.publish()
+    now = ReplayBank.latest_index(tmp_path)
+    assert now['segments'] != before['segments']
+    bank.append(pixels(4, seed=10), iteration=1)
+    assert len(ReplayBank.latest_index(tmp_path)['segments']) == 2
+    # Where there is none, nothing is held back.
+    fresh = ReplayBank(SIZE, 30, tmp_path / 'fresh')
+    fresh.hold_manifest()
+    fresh.append(pixels(4), iteration=0)
+    assert len(ReplayBank.latest_index(tmp_path / 'fresh')['segments']) == 1
+
+
 def test_wrong_input():
     bank = ReplayBank(SIZE, 20)
     with pytest.raises(ValueError, match=r'must be \[n, 3, 6, 8\], got \[2, 3, 8, 6\]'):

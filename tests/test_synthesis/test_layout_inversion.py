@@ -435,3 +435,27 @@ def test_flips_are_used_as_the_teacher_allows(teacher, student, monkeypatch):
     del older['held']
     resumed.load_state_dict(older)
     assert resumed.augment.used == ['horizontal', 'vertical', 'turn']
+
+
+@pytest.mark.parametrize(
+    ('settings', 'error', 'message'),
+    [
+        (dict(scene=dict(chioce=3)), TypeError, "scene does not know 'chioce'.*'choice'"),
+        (dict(jitter=dict(zom=(1, 1))), TypeError, "jitter does not know 'zom'.*'zoom'"),
+        (dict(growth=dict(shure=0.4)), TypeError, "growth does not know 'shure'.*'sure'"),
+        (dict(bank=dict(capcity=3)), TypeError, "bank does not know 'capcity'.*'capacity'"),
+        (dict(bank=dict(policy='newest')), ValueError, 'newest'),
+        (dict(lr=-1.0), ValueError, 'lr must be above 0'),
+        (dict(scales=()), ValueError, 'scales a list'),
+        (dict(source=dict(POOL, batch_size=0)), ValueError, 'batch_size must be at least 1'),
+        (dict(source=dict(POOL, num_workers=-1)), ValueError, 'num_workers at least 0'),
+        (
+            dict(source=dict(POOL, renderer=dict(type='mmdfkd.ProceduralRenderer', figurs=2))),
+            TypeError,
+            "'figurs'",
+        ),
+    ],
+)
+def test_settings_within_settings_are_checked_when_it_is_built(settings, error, message):
+    with pytest.raises(error, match=message):
+        MODELS.build(dict(dict(type='mmdfkd.LayoutInversionSource', source=POOL), **settings))

@@ -1,9 +1,11 @@
+import copy
 import json
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
+import toy
 from mmengine.config import Config
 from tiny_runs import FEW_IMAGES, ROOT, TWO_STEPS, random_checkpoint, run_tool
 
@@ -15,6 +17,7 @@ ERRORS = (FileNotFoundError, KeyError, TypeError, ValueError, CheckpointMismatch
 TEACHERS = {
     'classifier': ROOT / 'configs/digits/deit_digits.py',
     'two-stage': ROOT / 'configs/digits/vitdet_digits.py',
+    'DETR-like': ROOT / 'configs/digits/deformable_detr_digits.py',
 }
 
 
@@ -115,6 +118,65 @@ def test_errors_write_nothing(fails, tmp_path):
     assert 'two-stage' in message
     other = random_checkpoint(TEACHERS['two-stage'], tmp_path / 'other.pth')
     assert 'Likely cause' in fails(teacher, other)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ('--max-iters', '-5'),
+        ('--max-iters', '1'),
+        ('--batch-size', '0'),
+        ('--pool-size', 'many'),
+        ('--image-size', '32', '7', '32'),
+        ('--image-size', '0'),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(tool, arguments, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['new_config.py', 'teacher.py', 'teacher.pth', *arguments])
+    with pytest.raises(SystemExit):
+        tool['main']()
+    assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('teacher', 'student', 'heads'),
+    [
+        ('DETR-like', 'DETR-like', ['EncoderMemory', 'RPNResponse', 'HungarianQuery']),
+        ('DETR-like', 'two-stage', ['BoxResponse', 'PseudoLabel']),
+        ('two-stage', 'two-stage', ['Pyramid', 'RPNResponse', 'RoIResponse']),
+    ],
+)
+def test_a_student_of_its_own_follows_what_both_have(
+    teacher, student, heads, tool, tmp_path, monkeypatch
+):
+    teacher, student = TEACHERS[teacher], TEACHERS[student]
+    out = tmp_path / 'run.py'
+    arguments = [teacher, teacher.with_suffix('.pth'), '--student', student, '--out', out]
+    monkeypatch.setattr('sys.argv', ['new_config.py', *map(str, arguments), '--max-iters', '20'])
+    tool['main']()
+    cfg = Config.fromfile(out)
+    assert [head.type for head in cfg.model.heads] == [f'mmdfkd.{name}Head' for name in heads]
+    rising, falling = cfg.param_scheduler
+    assert (rising.end, falling.begin, falling.end, falling.T_max) == (10, 10, 20, 10)
+
+
+def test_a_dense_detector_and_imports_that_are_one_name(tool, tmp_path, monkeypatch):
+    model = copy.deepcopy(toy.one_stage_model('retina'))
+    cfg = toy.whole(model)
+    cfg.update(
+        custom_imports=dict(imports='mmdfkd', allow_failed_imports=False),
+        test_dataloader=dict(dataset=dict(type='CocoDataset', pipeline=[])),
+        test_evaluator=dict(type='CocoMetric'),
+    )
+    Config(cfg).dump(tmp_path / 'retina.py')
+    torch.save(toy.build(model).state_dict(), tmp_path / 'retina.pth')
+    arguments = ['retina.py', 'retina.pth', '--student', 'retina.py', '--image-size', '64']
+    monkeypatch.setattr('sys.argv', ['new_config.py', *arguments])
+    monkeypatch.chdir(tmp_path)
+    tool['main']()
+    run = Config.fromfile('dfkd_run.py')
+    assert [h.type for h in run.model.heads] == ['mmdfkd.PyramidHead', 'mmdfkd.DenseResponseHead']
+    assert run.custom_imports.imports == ['mmdfkd']
 
 
 def _sized(tool, pipeline, **model):

@@ -1,9 +1,11 @@
 """What the tools share: how many threads they take."""
 
+import argparse
+
 import pytest
 import torch
 
-from mmdfkd.utils.launch import core_count, use_all_cores
+from mmdfkd.utils.launch import Options, core_count, read_config, use_all_cores
 
 
 @pytest.mark.parametrize(('variable', 'expected'), [(None, 3), ('1', 1)])
@@ -28,3 +30,22 @@ def test_a_system_that_does_not_tell_a_process_its_cores(monkeypatch):
     assert core_count() == 5
     monkeypatch.setattr('os.cpu_count', lambda: None)
     assert core_count() == 1
+
+
+@pytest.mark.parametrize(
+    'line', ['x = undefined', 'x = [][1]', 'x = dict()["none"]', 'x = 1 / 0', 'x = (1).none']
+)
+def test_a_config_that_fails_is_named(tmp_path, line):
+    path = tmp_path / 'failing.py'
+    path.write_text(line + '\n')
+    with pytest.raises(ValueError, match=r'failing\.py, or one of its _base_ files: \w+Error: .+'):
+        read_config(str(path))
+
+
+def test_a_setting_without_a_value_is_named(capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=Options)
+    assert parser.parse_args(['--cfg-options', 'a.b=3']).cfg_options == {'a.b': 3}
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--cfg-options', 'a.b=3', 'foo'])
+    assert "'foo' is not KEY=VALUE" in capsys.readouterr().err

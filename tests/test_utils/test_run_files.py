@@ -50,6 +50,17 @@ def test_clearing_deletes_what_a_run_leaves_and_nothing_else(run):
     refuse_foreign_checkpoints(run)
 
 
+def test_clearing_deletes_the_curves_of_earlier_runs_alone(run):
+    logs = [run / name / 'vis_data' / 'scalars.json' for name in ('1st', '2nd')]
+    for log in logs:
+        log.parent.mkdir(parents=True)
+        log.write_text('{}')
+        (log.parents[1] / 'run.log').write_text('x')
+    clear_run(run, current='2nd')
+    assert not logs[0].exists() and logs[1].exists()
+    assert (run / '1st' / 'run.log').exists()
+
+
 def test_clearing_spares_everything_if_one_file_is_needed(run):
     before = sorted(run.rglob('*'))
     with pytest.raises(RuntimeError, match=r'would delete .*iter_3\.pth'):

@@ -21,7 +21,7 @@ import torch
 from mmengine.config import Config
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, use_all_cores
+from mmdfkd.utils.launch import fail_clearly, read_config, use_all_cores
 
 # Sources of images that an inversion may start from; where a run has others, a pool of its own.
 _STARTS = ('mmdfkd.PooledSource', 'mmdfkd.MixtureSource')
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     from mmdfkd.utils.checkpoint import read_checkpoint, save_tensors, unwrap_state_dict
     from mmdfkd.utils.key_report import load_strict
 
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     work_dir = Path(
         args.work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(args.config).stem

@@ -13,10 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, read_config, use_all_cores
+from mmdfkd.utils.launch import Options, fail_clearly, read_config, use_all_cores
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--min-iou', type=float, default=0.5)
     parser.add_argument('--min-score', type=float, default=0.3)
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='change the test set: key=value'
+        '--cfg-options', nargs='+', action=Options, help='change the test set: key=value'
     )
     args = parser.parse_args(argv)
     if args.out is not None and args.out.suffix not in ('.jpg', '.png'):

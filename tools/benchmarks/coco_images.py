@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, read_config
+from mmdfkd.utils.launch import Options, fail_clearly, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / 'configs' / 'coco' / 'dfkd_vitdet-b_to_vitdet-s_coco.py'
@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--checkpoint', help="the run's student.pth; random weights without")
     parser.add_argument('--size', type=int, default=256, help='longer side in pixels')
     parser.add_argument('--proposals', type=int, help='regions an image; 1 with random weights')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help="of the run's config")
+    parser.add_argument('--cfg-options', nargs='+', action=Options, help="of the run's config")
     return parser.parse_args(argv)
 
 

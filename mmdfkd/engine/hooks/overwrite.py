@@ -23,4 +23,5 @@ class OverwriteHook(Hook):
             RuntimeError: If this run itself reads one of the files.
         """
         if runner.cfg.get('overwrite') and not runner._resume:
-            clear_run(runner.work_dir, named_files([runner.cfg.get('model'), runner._load_from]))
+            needed = named_files([runner.cfg.get('model'), runner._load_from])
+            clear_run(runner.work_dir, needed, runner.timestamp)

@@ -56,7 +56,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 near = difflib.get_close_matches(key, _OPTIONS, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ''
                 raise KeyError(
-                    f"Layer decay has no option '{key}', only {', '.join(_OPTIONS)}{hint}"
+                    f"Layer decay has no option '{key}', only {', '.join(_OPTIONS)}{hint}. What "
+                    'the config had for another constructor goes with paramwise_cfg=dict('
+                    '_delete_=True, decay_rate=0.7).'
                 )
         # Never empty: the parent gives every parameter to the optimiser as it is if there is
         # nothing in it.

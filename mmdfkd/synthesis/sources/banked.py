@@ -12,11 +12,32 @@ from torch import Tensor
 from mmdfkd.adapters.base import Adapter
 from mmdfkd.adapters.observation import Targets
 from mmdfkd.registry import TASK_UTILS
+from mmdfkd.utils.arguments import accepted_arguments, check_arguments
 
 from ..bank import ReplayBank
 from ..symmetry import ASKED, SYMMETRIES, held_symmetries
 from .base import SyntheticSource
 from .retreat import RetreatingSource
+
+
+def bank_settings(owner: str, settings: Mapping | None) -> dict:
+    """Settings of a source's bank, checked before anything is made.
+
+    Args:
+        owner (str): Name of the source, for the message.
+        settings (Mapping, optional): Of :class:`~mmdfkd.synthesis.bank.ReplayBank`.
+
+    Raises:
+        TypeError: If one is unknown.
+        ValueError: If one makes no sense.
+    """
+    settings = dict(settings or {})
+    own = ('image_size', 'folder', 'shard')
+    names = [name for name in accepted_arguments(ReplayBank) if name not in own]
+    check_arguments(f'{owner}: bank', settings, names)
+    # How many fit is seen once the images' size is known.
+    ReplayBank((1, 1), **{**settings, 'capacity': 1})
+    return settings
 
 
 class BankedSource(SyntheticSource):
@@ -113,9 +134,15 @@ class BankedSource(SyntheticSource):
         labels = [own[mine] for own, mine in zip(targets.box_labels, kept, strict=True)]
         return moved, replace(targets, boxes=boxes, box_labels=labels)
 
+    def keep_replaced(self) -> None:
+        """Before the first images: an earlier run's stay valid until this run steps."""
+        if self.owns_files:
+            self.bank.hold_manifest()
+
     def drop_replaced(self) -> None:
         """Delete what an earlier run left in the folder, once this run steps."""
         if self._replaces and len(self.bank):
+            self.bank.publish()
             self.bank.prune()
             self._replaces = False
 
@@ -201,6 +228,7 @@ class InvertingSource(RetreatingSource, BankedSource):
         """Make the first images; a prior that asks the student is answered by the teacher."""
         if self.source is not None:
             self.source.fill(teacher)
+        self.keep_replaced()
         self.refresh(teacher, teacher, 0)
         self._replaces = True
 

@@ -48,6 +48,11 @@ class SyntheticSource(BaseModule):
         #: Where the run keeps images that do not fit into memory or are worth keeping.
         self.folder: Path | None = None
 
+    @property
+    def self_contained(self) -> bool:
+        """Whether :meth:`draw` follows from seed and index alone: no teacher, at any step."""
+        return type(self).refresh is SyntheticSource.refresh
+
     def prepare(
         self,
         teacher: Adapter,

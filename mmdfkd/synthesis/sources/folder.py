@@ -85,6 +85,11 @@ class FolderSource(SyntheticSource):
         self._digest: dict[str, str] = {}
         self._restored: dict[str, str] = {}
 
+    @property
+    def self_contained(self) -> bool:
+        """False: the teacher chooses the images."""
+        return False
+
     # Choosing -----------------------------------------------------------------------------------
 
     def prepare(

@@ -26,7 +26,7 @@ from ..priors.context import SynthesisContext
 from ..priors.target import TargetPrior
 from ..term_balance import TermBalance
 from ..training import BothOptimizers, averaged, keep_best, summed, take_step, training
-from .banked import BankedSource
+from .banked import BankedSource, bank_settings
 
 _META = (None, 'fomaml', 'reptile')
 
@@ -169,7 +169,7 @@ class GeneratorSource(BankedSource):
         self.codes_kind = codes
         self.view = None if view is None else TASK_UTILS.build(view)
         self.share = share
-        self.bank_cfg = None if bank is None else dict(bank)
+        self.bank_cfg = None if bank is None else bank_settings('GeneratedSource', bank)
         self.augment = None if augment is None else TASK_UTILS.build(augment)
         self.num_classes = 0
         # Whether an image shows one class; a detector's shows boxes.
@@ -230,6 +230,7 @@ class GeneratorSource(BankedSource):
         if self.generator.label_dims:
             codes = label_codes(teacher, self.codes_kind, self.generator.label_dims)
             self.codes = codes.to(self.device)
+        self.keep_replaced()
         # Of the weights as drawn, for draws before the first round.
         self._settle(self._inputs(0))
         for _ in range(self.first):

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmdfkd.adapters.base import Adapter
 from mmdfkd.adapters.observation import Matching, Probe, Targets
 from mmdfkd.registry import MODELS
+from mmdfkd.utils.arguments import accepted_arguments, check_arguments
 
 from ..automatic import build_priors
 from ..bank import ReplayBank
@@ -24,7 +25,7 @@ from ..priors.base import Prior
 from ..priors.context import SynthesisContext
 from ..scene import Scene, SceneComposer, neighbourhood
 from ..symmetry import detected
-from .banked import InvertingSource
+from .banked import InvertingSource, bank_settings
 from .base import SyntheticSource
 from .mixture import MixtureSource
 
@@ -119,6 +120,11 @@ class LayoutInversionSource(InvertingSource):
         for name, value in dict(batch=batch, steps=steps, starts=starts).items():
             if value < 1:
                 raise ValueError(f'LayoutInversionSource: {name} must be at least 1, got {value}.')
+        if not lr > 0 or not scales or min(scales) < 0:
+            raise ValueError(
+                f'LayoutInversionSource: lr must be above 0 and scales a list of shares, not {lr} '
+                f'and {scales}.'
+            )
         if scenes is not None and every:
             raise ValueError(
                 'LayoutInversionSource: a finished set (scenes) is not added to: set every=0.'
@@ -140,13 +146,21 @@ class LayoutInversionSource(InvertingSource):
         self.boxes = tuple(boxes)
         self.grow = tuple(grow)
         self.scene_cfg = dict(scene or {})
-        self.jitter = SceneJitter(**(jitter or {}))
         self.growth_cfg = dict(growth or {})
+        given = dict(
+            scene=(self.scene_cfg, SceneComposer, ('pieces', 'rng')),
+            jitter=(jitter or {}, SceneJitter, ()),
+            growth=(self.growth_cfg, LabelGrowth, ()),
+        )
+        for name, (settings, kind, own) in given.items():
+            names = [each for each in accepted_arguments(kind) if each not in own]
+            check_arguments(f'LayoutInversionSource: {name}', settings, names)
+        self.jitter = SceneJitter(**(jitter or {}))
         self.growth = LabelGrowth(**self.growth_cfg)
         self.least_size = 0.0
         self.sizes = torch.zeros(0, 2)
         self.scenes = scenes
-        self.bank_cfg = dict(bank or {})
+        self.bank_cfg = bank_settings('LayoutInversionSource', bank)
         self._used: list[Prior] = list(self.priors)
         self.composer: SceneComposer | None = None
         # A resumed run finds such a source as it is now: scenes must not rest on what it was.

@@ -69,6 +69,11 @@ class MixtureSource(RetreatingSource):
         """Whether any part does."""
         return any(source.needs_items for source in self.sources)
 
+    @property
+    def self_contained(self) -> bool:
+        """Whether every part is, and the shares stay."""
+        return len(self.steps) == 1 and all(source.self_contained for source in self.sources)
+
     def prepare(
         self,
         teacher: Adapter,

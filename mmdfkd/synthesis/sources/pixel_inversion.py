@@ -26,7 +26,7 @@ from ..priors.base import Prior
 from ..priors.parts import patch_size
 from ..sparse import SparseMode, dense_only, patch_grid, pixels_of, split_patches
 from ..views import InversionViews
-from .banked import InvertingSource
+from .banked import InvertingSource, bank_settings
 
 _STARTS = ('source', 'noise', 'bank')
 #: Indices of the start images begin here: no random numbers are shared with images that are drawn.
@@ -165,7 +165,7 @@ class PixelInversionSource(InvertingSource):
         self.sparse: SparseMode | None = None if sparse is None else TASK_UTILS.build(sparse)
         self.yields = 1 if self.sparse is None else self.sparse.images
         self.amp = amp
-        self.bank_cfg = dict(bank or {})
+        self.bank_cfg = bank_settings('PixelInversionSource', bank)
         self.half_size: tuple[int, int] | None = None
         self._used: list[Prior] = list(self.priors)
 

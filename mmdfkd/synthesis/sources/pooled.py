@@ -75,6 +75,14 @@ class PooledSource(SyntheticSource):
         )
         if not self.renderer:
             raise ValueError(f'PooledSource: needs a renderer, got {renderer!r}.')
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                'PooledSource: batch_size must be at least 1 and num_workers at least 0, got '
+                f'{batch_size} and {num_workers}.'
+            )
+        for one in [self.renderer] if isinstance(self.renderer, dict) else self.renderer:
+            # It is built where it renders; what it does not know is refused here.
+            TASK_UTILS.build(one)
         self.pool_size = pool_size
         self.balance = balance
         self.uniform = uniform
@@ -88,6 +96,11 @@ class PooledSource(SyntheticSource):
         self.pool: Tensor | None = None
         self.votes: np.ndarray | None = None
         self.covered = np.zeros(0, np.int64)
+
+    @property
+    def self_contained(self) -> bool:
+        """Not where the teacher scores the pool, or chooses among renderers."""
+        return not self.balance and isinstance(self.renderer, dict)
 
     def prepare(
         self,

@@ -13,7 +13,7 @@ from mmdfkd.registry import MODELS, TASK_UTILS
 
 from ..frozen import frozen
 from ..priors.context import SynthesisContext
-from .banked import BankedSource
+from .banked import BankedSource, bank_settings
 from .mixture import joined_targets
 
 #: Indices of the images to keep start here: no random numbers are shared with images that are
@@ -114,7 +114,7 @@ class ReplaySource(BankedSource):
         self.every = every
         self.batch = batch
         self.share = share
-        self.bank_cfg = dict(bank or {})
+        self.bank_cfg = bank_settings('ReplaySource', bank)
         self.labels = labels
         self.answers = answers
         self.views = views
@@ -155,6 +155,7 @@ class ReplaySource(BankedSource):
     def fill(self, teacher: Adapter) -> None:
         """Fill the inner source, and keep the first images."""
         self.source.fill(teacher)
+        self.keep_replaced()
         for first in range(0, self.prefill, self.batch):
             self._keep(min(self.batch, self.prefill - first), teacher, 0)
         self._replaces = True
