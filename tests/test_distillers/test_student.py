@@ -136,7 +136,8 @@ def test_a_step_in_which_no_head_has_a_say(tmp_path):
 
 
 def test_freezing_leaves_mode_statistics_and_gradients_alone(tmp_path):
-    distiller = _distiller(tmp_path, model_student=dict(config=toy.whole(toy.resnet_model())))
+    student = dict(config=toy.whole(toy.resnet_model()), init='random')
+    distiller = _distiller(tmp_path, model_student=student)
     assert distiller.student.training
     assert all(p.grad is None for p in distiller.student.parameters())
     means = [b for n, b in distiller.student.named_buffers() if n.endswith('running_mean')]

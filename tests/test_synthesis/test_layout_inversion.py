@@ -445,7 +445,7 @@ def test_flips_are_used_as_the_teacher_allows(teacher, student, monkeypatch):
         (dict(growth=dict(shure=0.4)), TypeError, "growth does not know 'shure'.*'sure'"),
         (dict(bank=dict(capcity=3)), TypeError, "bank does not know 'capcity'.*'capacity'"),
         (dict(bank=dict(policy='newest')), ValueError, 'newest'),
-        (dict(lr=-1.0), ValueError, 'lr must be above 0'),
+        (dict(lr=-1.0), ValueError, 'lr must be at least 0'),
         (dict(scales=()), ValueError, 'scales a list'),
         (dict(source=dict(POOL, batch_size=0)), ValueError, 'batch_size must be at least 1'),
         (dict(source=dict(POOL, num_workers=-1)), ValueError, 'num_workers at least 0'),

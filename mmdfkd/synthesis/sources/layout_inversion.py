@@ -120,10 +120,10 @@ class LayoutInversionSource(InvertingSource):
         for name, value in dict(batch=batch, steps=steps, starts=starts).items():
             if value < 1:
                 raise ValueError(f'LayoutInversionSource: {name} must be at least 1, got {value}.')
-        if not lr > 0 or not scales or min(scales) < 0:
+        if not lr >= 0 or not scales or min(scales) < 0:
             raise ValueError(
-                f'LayoutInversionSource: lr must be above 0 and scales a list of shares, not {lr} '
-                f'and {scales}.'
+                'LayoutInversionSource: lr must be at least 0 and scales a list of shares, not '
+                f'{lr} and {scales}.'
             )
         if scenes is not None and every:
             raise ValueError(
