@@ -102,6 +102,8 @@ def test_checkpoints(call, config, tmp_path):
     path = config()
     assert_says(call('test', path, tmp_path / 'away.pth'), 'There is no checkpoint', 'away.pth')
     assert_says(call('test', path, path, '--out', 'found.json'), '--out must end in .pkl')
+    untested = config(test_evaluator=None)
+    assert_says(call('test', untested, path, '--out', 'found.pkl'), 'has no test_evaluator')
     broken = tmp_path / 'broken.pth'
     broken.write_bytes(b'PK\x03\x04 not really')
     assert_says(call('test', path, broken), 'broken.pth')
