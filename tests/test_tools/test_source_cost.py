@@ -1,7 +1,10 @@
 """The benchmark of what images cost: its rows, its processes and its memory."""
 
+import contextlib
+import gc
 import importlib.util
 import mmap
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,13 +67,19 @@ def test_a_teacher_with_batch_norms(tool):
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in teacher.net.modules())
 
 
+@contextlib.contextmanager
+def pages(count):
+    """So many MiB of new ones: an allocator may hand out what tests before this one have freed."""
+    with mmap.mmap(-1, count << 20) as held:
+        for page in range(0, len(held), mmap.PAGESIZE):
+            held[page] = 1
+        yield held
+
+
 def test_a_row_has_a_process_of_its_own(tool):
     def hold():
         memory = tool.Memory(torch.device('cpu'))
-        # New pages: an allocator may hand out what the tests before this one have freed.
-        with mmap.mmap(-1, 64 << 20) as held:
-            for page in range(0, len(held), mmap.PAGESIZE):
-                held[page] = 1
+        with pages(64):
             return memory.peak(), torch.get_num_threads()
 
     peak, threads = tool.in_a_child(hold, 2)
@@ -81,6 +90,29 @@ def test_a_row_has_a_process_of_its_own(tool):
 
     with pytest.raises(RuntimeError, match='ValueError: no images'):
         tool.in_a_child(fail, 1)
+
+
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='Linux alone tells it')
+@pytest.mark.parametrize('left', ['freed', 'garbage'])
+def test_memory_of_before_is_not_of_a_row(tool, left):
+    """Also what a collector frees between the fork and the first measure, or after it."""
+
+    def hold():
+        with contextlib.ExitStack() as stack:
+            held = stack.enter_context(pages(256))
+            if left == 'garbage':
+                # Freed by a collector only, which may come at any time.
+                cycle = [held, stack.pop_all()]
+                cycle.append(cycle)
+                del cycle
+            del held
+        gc.disable()
+        memory = tool.Memory(torch.device('cpu'))
+        gc.collect()
+        with pages(64):
+            return memory.peak()
+
+    assert 60 < tool.in_a_child(hold, 1) < 90
 
 
 def test_measures_of_a_row(tool):

@@ -13,8 +13,8 @@ a row whose line is there is not repeated.
   of its tokens or pixels, and one with gradient to the pixels counts twice;
 - ``in_forwards``: seconds an image, in those of one gradient-free pass of the teacher on a batch,
   measured right before and after;
-- ``peak_mib``: most memory beyond what was there before the row, of a process of its own on a CPU,
-  of PyTorch's allocator on a GPU.
+- ``peak_mib``: most memory while a batch was made beyond what was there before it: of a process
+  of its own on a CPU, of PyTorch's allocator on a GPU.
 
 Three rows are no sources: a gradient-free pass of the teacher, a step to the pixels through a
 frozen teacher (goal: at most 2.6 such passes), and the same step through one whose parameters want
@@ -22,7 +22,9 @@ gradients too, as in most released inversions. They are measured in turn.
 """
 
 import argparse
+import contextlib
 import copy
+import gc
 import multiprocessing
 import resource
 import sys
@@ -259,15 +261,27 @@ def rss() -> float:
     return int(lines['VmRSS'].split()[0]) / 1024
 
 
+def forget_peak() -> None:
+    """Set the system's mark of this process's peak memory to what it holds now (Linux alone)."""
+    with contextlib.suppress(OSError):
+        Path('/proc/self/clear_refs').write_text('5')
+
+
 class Memory:
-    """Peak memory from here on, in MiB."""
+    """Peak memory from here on, in MiB.
+
+    On a CPU of a system other than Linux also what was freed before.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        # What is garbage by now would be freed at any time later, and peaks before are not meant.
+        gc.collect()
         if device.type == 'cuda':
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device) / 2**20
         else:
+            forget_peak()
             self.before = rss()
 
     def peak(self) -> float:
