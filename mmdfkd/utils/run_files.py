@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -17,11 +18,25 @@ SAMPLES = 'synthetic_samples.pth'
 REPORT = 'report'
 SYNTHETIC = 'synthetic'
 PICTURES = 'vis_data'
+LAST_CHECKPOINT = 'last_checkpoint'
+# As mmengine's CheckpointHook names them.
+_NUMBERED = r'(?:iter|epoch)_\d+\.pth|best_.+\.pth'
+_OWN = re.compile('|'.join([_NUMBERED, *map(re.escape, (STUDENT, STUDENT_START, SAMPLES))]))
 
 
 def checkpoints_in(work_dir: str | Path) -> list[Path]:
     """Every checkpoint directly in a work directory."""
     return sorted(Path(work_dir).glob('*.pth'))
+
+
+def own_checkpoints(work_dir: str | Path) -> list[Path]:
+    """Those of them that a run has written, by their names; other files are the user's.
+
+    The last one of another ``filename_tmpl`` is told by ``last_checkpoint``.
+    """
+    pointer = Path(work_dir) / LAST_CHECKPOINT
+    last = Path(pointer.read_text().strip()).name if pointer.is_file() else ''
+    return [p for p in checkpoints_in(work_dir) if _OWN.fullmatch(p.name) or p.name == last]
 
 
 def refuse_foreign_checkpoints(work_dir: str | Path) -> None:
@@ -31,9 +46,9 @@ def refuse_foreign_checkpoints(work_dir: str | Path) -> None:
         work_dir (str | Path): The run's directory; need not exist.
 
     Raises:
-        RuntimeError: If there are checkpoints.
+        RuntimeError: If there are checkpoints that a run has written.
     """
-    found = checkpoints_in(work_dir)
+    found = own_checkpoints(work_dir)
     if found:
         raise RuntimeError(
             f'{work_dir} holds checkpoints of another run '
@@ -58,14 +73,14 @@ def clear_run(
     Raises:
         RuntimeError: If one of those is among them; nothing was deleted.
     """
-    found = checkpoints_in(work_dir)
+    found = own_checkpoints(work_dir)
     wanted = {Path(name).resolve() for name in needed}
     kept = [path for path in found if path.resolve() in wanted]
     if kept:
         raise RuntimeError(
             f'--overwrite would delete {kept[0]}, which this run reads: choose another --work-dir.'
         )
-    rest = (STUDENT_CONFIG, TEACHER_CONFIG, RUN, 'last_checkpoint')
+    rest = (STUDENT_CONFIG, TEACHER_CONFIG, RUN, LAST_CHECKPOINT)
     for path in [*found, *(Path(work_dir) / name for name in rest)]:
         path.unlink(missing_ok=True)
     for curves in Path(work_dir).glob('*/vis_data/scalars.json'):

@@ -50,6 +50,31 @@ def test_clearing_deletes_what_a_run_leaves_and_nothing_else(run):
     refuse_foreign_checkpoints(run)
 
 
+OWN = ('iter_20.pth', 'epoch_3.pth', 'best_coco_bbox_mAP_iter_20.pth', 'student.pth')
+
+
+@pytest.mark.parametrize('name', [*OWN, 'student_start.pth', 'synthetic_samples.pth'])
+def test_a_users_file_is_no_checkpoint_of_a_run(tmp_path, name):
+    mine = [tmp_path / other for other in ('labels.pth', 'teacher.pth', 'iter_20_copy.pth')]
+    for path in mine:
+        path.write_text('mine')
+    refuse_foreign_checkpoints(tmp_path)
+    (tmp_path / name).write_text('x')
+    with pytest.raises(RuntimeError, match=re.escape(f'({name})')):
+        refuse_foreign_checkpoints(tmp_path)
+    clear_run(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(mine)
+
+
+def test_checkpoints_under_another_template(tmp_path):
+    (tmp_path / 'ckpt_7.pth').write_text('x')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'ckpt_7.pth'))
+    with pytest.raises(RuntimeError, match='ckpt_7'):
+        refuse_foreign_checkpoints(tmp_path)
+    clear_run(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_clearing_deletes_the_curves_of_earlier_runs_alone(run):
     logs = [run / name / 'vis_data' / 'scalars.json' for name in ('1st', '2nd')]
     for log in logs:
