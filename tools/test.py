@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
 from mmdfkd.utils.launch import Options, fail_clearly, init_cpu_group, read_config, use_all_cores
+from mmdfkd.utils.set_files import check_set_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,7 +39,7 @@ def main() -> None:
     cfg.work_dir = args.work_dir or str(
         Path(cfg.get('work_dir') or Path('work_dirs') / Path(args.config).stem) / 'test'
     )
-    cfg.load_from, cfg.resume = args.checkpoint, False
+    cfg.load_from, cfg.resume = None, False
     if args.out:
         if not args.out.endswith(('.pkl', '.pickle')):
             raise ValueError('--out must end in .pkl or .pickle.')
@@ -48,12 +49,18 @@ def main() -> None:
             cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
         )
         cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.out)]
+    check_set_files(cfg, 'test')
     init_cpu_group(cfg)
 
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
+    from mmdfkd.utils.load_weights import load_to_test
+
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    if load_to_test(runner.model, args.checkpoint):
+        # Again by mmengine, whose hooks (of averaged weights, say) have their part in it.
+        runner._load_from = args.checkpoint
     runner.test()
 
 

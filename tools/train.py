@@ -14,6 +14,7 @@ from mmdfkd.utils.launch import (
     use_all_cores,
 )
 from mmdfkd.utils.run_files import refuse_foreign_checkpoints
+from mmdfkd.utils.set_files import check_set_files
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,6 +74,7 @@ def main() -> None:
                 f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {args.config}.'
             )
         cfg.auto_scale_lr['enable'] = True
+    check_set_files(cfg, 'train', 'val')
     # Before the Runner writes its config over the other run's.
     if cfg.get('overwrite') and not cfg.get('resume'):
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmdfkd.OverwriteHook')]

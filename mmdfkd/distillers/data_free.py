@@ -25,11 +25,10 @@ from mmdfkd.inheritance import (
 from mmdfkd.registry import MODELS, TASK_UTILS
 from mmdfkd.synthesis import SyntheticSource, inspect_teacher
 from mmdfkd.utils.arguments import accepted_arguments, check_arguments
-from mmdfkd.utils.checkpoint import read_checkpoint, unwrap_state_dict
-from mmdfkd.utils.convert import fit_names
 from mmdfkd.utils.data_audit import DataAudit
 from mmdfkd.utils.image_count import images_at_once
 from mmdfkd.utils.key_report import check_keys, load_strict
+from mmdfkd.utils.load_weights import read_weights
 
 from .balance import GradientBalance
 from .networks import build_network, silent_norms
@@ -387,9 +386,8 @@ class DataFreeDistiller(BaseModel):
         elif self.init in STARTS:
             net.init_weights()
         else:
-            state = unwrap_state_dict(read_checkpoint(self.init))
             what = f'student {self.init}'
-            load_strict(net, fit_names(state, net.state_dict(), what), what=what)
+            load_strict(net, read_weights(self.init, net, what), what=what)
         silent = silent_norms(net)
         if silent:
             print_log(

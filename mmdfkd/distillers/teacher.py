@@ -5,9 +5,8 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmdfkd.adapters import Normalizer, Observation, build_adapter
-from mmdfkd.utils.checkpoint import read_checkpoint, unwrap_state_dict
-from mmdfkd.utils.convert import fit_names
 from mmdfkd.utils.key_report import load_strict
+from mmdfkd.utils.load_weights import read_weights
 
 from .networks import build_network, load_config
 from .stored_labels import StoredLabels
@@ -76,9 +75,8 @@ class Teacher:
                 )
             print_log(f'Teacher: {len(self.stored)} stored labels, not run itself', 'current')
             return
-        state_dict = unwrap_state_dict(read_checkpoint(self.checkpoint))
         what = f'teacher {self.checkpoint}'
-        state_dict = fit_names(state_dict, self.net.state_dict(), what)
+        state_dict = read_weights(self.checkpoint, self.net, what)
         load_strict(self.net, state_dict, what=what)
         self.net.eval().requires_grad_(False)
         self.loaded = True

@@ -14,8 +14,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
-from mmdfkd.utils.checkpoint import read_checkpoint, unwrap_state_dict
 from mmdfkd.utils.key_report import load_strict
+from mmdfkd.utils.load_weights import read_weights
+from mmdfkd.utils.set_files import check_set_files
 
 
 @dataclass
@@ -127,6 +128,7 @@ def test_network(
 
     Raises:
         KeyError: If the config has no test set.
+        FileNotFoundError: If a file or folder of that set is missing.
         CheckpointMismatchError: If the weights are not the network's.
     """
     return _load(config, checkpoint, log, options, test=True)
@@ -142,12 +144,12 @@ def _load(
     cfg = config if isinstance(config, Config) else Config.fromfile(config)
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise KeyError(f'{cfg.filename or "The config"} has no test_dataloader and test_evaluator.')
+    check_set_files(_test_only(cfg, '', options), 'test')
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=log.parent, prefix='.test_') as folder, output_to(log):
         runner = Runner.from_cfg(_test_only(cfg, folder, options))
-        load_strict(
-            runner.model, unwrap_state_dict(read_checkpoint(str(checkpoint))), what=str(checkpoint)
-        )
+        weights = read_weights(checkpoint, runner.model)
+        load_strict(runner.model, weights, what=str(checkpoint))
         metrics = runner.test() if test else None
         runner.model.eval()
         return Tested(cfg, runner.model, runner.test_loop.dataloader.dataset, dict(metrics or {}))

@@ -109,10 +109,23 @@ def test_checkpoints(call, config, tmp_path):
     assert_says(call('test', path, broken), 'broken.pth')
     # The teacher's weights are no student's.
     assert_says(
-        call('test', config(), tmp_path / 'teacher.pth'), 'student', 'do not fit the network'
+        call('test', config(), tmp_path / 'teacher.pth'),
+        'teacher.pth: student: the weights do not fit the network',
     )
     gone = ('--resume', tmp_path / 'gone.pth')
     assert_says(call('train', config(), *gone), 'gone.pth')
+
+
+def test_a_set_that_is_not_there(call, config, tmp_path):
+    def away(cfg):
+        for stage in ('val', 'test'):
+            cfg[f'{stage}_dataloader']['dataset']['data_root'] = str(tmp_path / 'away')
+
+    told = (str(tmp_path / 'away'), 'looked from', '--cfg-options', 'tools/dataset_converters')
+    assert_says(call('train', config(away)), 'val_dataloader.dataset.', 'val_cfg=None', *told)
+    assert not (tmp_path / 'run').exists()
+    checkpoint = tmp_path / 'teacher.pth'
+    assert_says(call('test', config(away), checkpoint), 'test_dataloader.dataset.', *told)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='about machines without a GPU')

@@ -7,12 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import mmengine
+import numpy as np
 import pytest
 import torch
 import toy
 from mmengine.config import Config
 from mmengine.runner import Runner
+from timm.models.vision_transformer import VisionTransformer
 
+from mmdfkd.utils.key_report import CheckpointMismatchError
 from mmdfkd.utils.launch import set_amp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +97,53 @@ def test_scores_are_the_toolboxs(trained, monkeypatch):
     own = toy.runner_of(cfg).test()
     assert by_tool[0] == by_tool[1] == own and own['coco/bbox_mAP'] > 0.01
     assert (trained / 'found.pkl').stat().st_size > 0
+
+
+def test_weights_of_another_network_are_not_tested(trained, monkeypatch):
+    """mmengine would load what fits, warn, and test the rest as it was drawn."""
+    student = trained / 'elsewhere' / 'work_dirs' / 'small' / 'student_config.py'
+    teacher = torch.load(trained / 'teacher.pth', weights_only=True)['state_dict']
+    part = {key: value for key, value in teacher.items() if not key.startswith('roi_head')}
+    torch.save(part, trained / 'part.pth')
+    options = ('--work-dir', trained / 'part', '--cfg-options', 'experiment_name=tool_part')
+    with pytest.raises(CheckpointMismatchError, match=r'part\.pth: .*\n.*\n.*roi_head'):
+        _call(monkeypatch, 'test', student, trained / 'part.pth', *options)
+
+
+def test_timms_names_are_tested(tmp_path, monkeypatch):
+    sizes = dict(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2)
+    peer = toy.randomise(VisionTransformer(**sizes, num_classes=5), 3).eval()
+    torch.save(peer.state_dict(), tmp_path / 'timm.pth')
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    for i, image in enumerate(images):
+        (tmp_path / 'set' / f'{i}').mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / 'set' / f'{i}' / 'x.png'), image)
+    cfg = toy.whole(toy.classifier_model(), 'mmpretrain')
+    cfg.update(
+        test_dataloader=dict(
+            batch_size=2,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(
+                type='CustomDataset',
+                data_root=str(tmp_path / 'set'),
+                pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
+            ),
+        ),
+        test_cfg=dict(type='TestLoop'),
+        test_evaluator=dict(type='Accuracy'),
+        experiment_name='timms_names',
+        work_dir=str(tmp_path / 'work'),
+    )
+    path = toy.write_config(cfg, tmp_path / 'vit.py')
+    _call(monkeypatch, 'test', path, tmp_path / 'timm.pth', '--out', tmp_path / 'found.pkl')
+    found = mmengine.load(tmp_path / 'found.pkl')
+    pixels = torch.as_tensor(images[..., ::-1].copy()).permute(0, 3, 1, 2)
+    pixels = (pixels - torch.tensor(toy.MEAN)[:, None, None]) / torch.tensor(toy.STD)[:, None, None]
+    with torch.no_grad():
+        wanted = peer(pixels).softmax(1)
+    scores = torch.stack([sample['pred_score'] for sample in found])
+    torch.testing.assert_close(scores, wanted, rtol=0, atol=1e-4)
 
 
 def test_resume_and_overwrite(trained, monkeypatch):
