@@ -6,6 +6,8 @@ import toy
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from mmdfkd.engine.hooks import StudentEMAHook
+
 SHARE = 0.25
 
 
@@ -104,3 +106,14 @@ def test_mmengines_own_hook_is_exported_too(folder):
     expected = average(watch.steps)
     for key, value in exported(folder, 'theirs').items():
         torch.testing.assert_close(value.double(), expected[key], rtol=1e-6, atol=1e-8)
+
+
+def test_a_misspelt_option_is_refused_when_built():
+    with pytest.raises(TypeError, match=r"'begin_iters' \(did you mean 'begin_iter'"):
+        StudentEMAHook(begin_iters=3)
+    with pytest.raises(TypeError, match=r"'gamma'"):
+        StudentEMAHook(gamma=100)
+    mean = StudentEMAHook(ema_type='StochasticWeightAverage', interval=2)
+    assert mean.ema_cfg == dict(type='StochasticWeightAverage', interval=2)
+    annealed = StudentEMAHook(ema_type='MomentumAnnealingEMA', gamma=100, begin_iter=2)
+    assert annealed.ema_cfg == dict(type='MomentumAnnealingEMA', gamma=100, momentum=0.01)

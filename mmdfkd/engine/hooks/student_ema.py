@@ -5,8 +5,11 @@ from mmengine.registry import MODELS
 from mmengine.runner.base_loop import BaseLoop
 
 from mmdfkd.registry import HOOKS
+from mmdfkd.utils.arguments import accepted_arguments, check_arguments
 
 from .distill import distiller_of
+
+_OF_HOOK = ('ema_type', 'strict_load', 'begin_iter', 'begin_epoch')
 
 
 def averaged_student(runner) -> dict | None:
@@ -35,12 +38,25 @@ class StudentEMAHook(EMAHook):
 
     Args:
         momentum (float): Share of the new weights in each step's average. Defaults to 0.01, the
-            last hundred steps or so; mmengine's 0.0002 suits runs of tens of thousands.
+            last hundred steps or so; mmengine's 0.0002 suits runs of tens of thousands. An average
+            that takes none (``StochasticWeightAverage``) gets none.
         **kwargs: As of ``EMAHook``: ``ema_type``, ``begin_iter``, ``update_buffers``, ...
+
+    Raises:
+        TypeError: If neither the hook nor the average takes one of them.
     """
 
     def __init__(self, momentum: float = 0.01, **kwargs) -> None:
         super().__init__(momentum=momentum, **kwargs)
+        # mmengine hands what it does not know to the average, which is built after the pool is.
+        with MODELS.switch_scope_and_registry(None) as registry:
+            average = registry.get(self.ema_cfg['type'])
+        takes = None if average is None else accepted_arguments(average)
+        if takes is None:
+            return
+        check_arguments('StudentEMAHook', kwargs, [*_OF_HOOK, *takes[1:]])
+        if 'momentum' not in takes:
+            del self.ema_cfg['momentum']
 
     def before_run(self, runner) -> None:
         """Copy the student; its weights follow before the first step."""
