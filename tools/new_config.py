@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
 from mmdfkd.utils.launch import fail_clearly
+from mmdfkd.utils.set_files import only_formats
 
 BASE = Path(__file__).resolve().parents[1] / 'configs' / '_base_'
 RUNTIME = ('runtime.py', 'dfkd_runtime.py')
@@ -179,19 +180,23 @@ def pair(size) -> tuple[int, int]:
 def evaluation_of(cfg: Config) -> dict:
     """The validation and test that a config describes, each by the other where one is missing.
 
+    One that writes files in place of scores (``format_only``) is none.
+
     Raises:
         KeyError: If it describes none.
     """
+    splits = [s for s in ('test', 'val') if not only_formats(cfg.get(f'{s}_evaluator'))]
     found = {}
     for key in ('dataloader', 'evaluator'):
-        value = cfg.get(f'test_{key}') or cfg.get(f'val_{key}')
+        given = {split: cfg.get(f'{split}_{key}') for split in splits}
+        value = given.get('test') or given.get('val')
         if value is None:
             raise KeyError(
-                f"The teacher's config has neither test_{key} nor val_{key}: a run needs them to "
-                'test teacher and student.'
+                f"The teacher's config has neither test_{key} nor val_{key} that scores: a run "
+                'needs them to test teacher and student.'
             )
         for split in ('val', 'test'):
-            found[f'{split}_{key}'] = cfg.get(f'{split}_{key}') or value
+            found[f'{split}_{key}'] = given.get(split) or value
     return Config(found).to_dict()
 
 
@@ -334,6 +339,7 @@ def make_text(args: argparse.Namespace) -> str:
         KeyError, TypeError, ValueError: If it is no teacher that can be distilled; says why.
     """
     from mmdfkd.distillers import load_config, scope_of
+    from mmdfkd.engine.classes import declared_metainfo
 
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f'There is no checkpoint {args.checkpoint}.')
@@ -359,7 +365,8 @@ def make_text(args: argparse.Namespace) -> str:
         # A run may be started from elsewhere.
         student = student.replace(repr(init), repr(str(Path(init).resolve())))
     meta = evaluation['test_dataloader']['dataset'].get('metainfo') or {}
-    classes = meta.get('classes') if isinstance(meta, Mapping) else None
+    # As mmengine reads them, from a file where there is one.
+    classes = 'classes' in meta and declared_metainfo(Config(evaluation), 'test').get('classes')
     batch = max(2, min(16, 16 * 256**2 // area))
     traced = ''
     if any(chooses_queries(adapter) for adapter in (teacher, own) if adapter is not None):

@@ -55,12 +55,14 @@ def main() -> None:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
+    from mmdfkd.utils.label_order import check_label_order
     from mmdfkd.utils.load_weights import load_to_test
 
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     if load_to_test(runner.model, args.checkpoint):
         # Again by mmengine, whose hooks (of averaged weights, say) have their part in it.
         runner._load_from = args.checkpoint
+    check_label_order(runner.test_loop)
     runner.test()
 
 

@@ -1,7 +1,9 @@
 """Which classes a run's datasets and its teacher speak of."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from mmengine import list_from_file
 from mmengine.config import Config
 
 from mmdfkd.registry import DATASETS
@@ -22,7 +24,13 @@ def declared_metainfo(cfg: Config, split: str) -> dict:
         # As it would be built, in the config's scope.
         with DATASETS.switch_scope_and_registry(None) as registry:
             kind = registry.get(kind)
-    return {**(getattr(kind, 'METAINFO', None) or {}), **(dataset.get('metainfo') or {})}
+    meta = {**(getattr(kind, 'METAINFO', None) or {}), **(dataset.get('metainfo') or {})}
+    if isinstance(meta.get('classes'), str):
+        # mmengine reads the names from a file.
+        path = meta.pop('classes')
+        if Path(path).is_file():
+            meta['classes'] = list_from_file(path)
+    return meta
 
 
 def declared_classes(cfg: Config, count: int) -> tuple[str, ...] | None:
@@ -34,7 +42,7 @@ def declared_classes(cfg: Config, count: int) -> tuple[str, ...] | None:
     """
     for split in ('train', 'val', 'test'):
         names = declared_metainfo(cfg, split).get('classes')
-        if names is not None and not isinstance(names, str) and len(names) == count:
+        if names is not None and len(names) == count:
             return tuple(str(name) for name in names)
     return None
 
@@ -74,5 +82,6 @@ def check_classes(
             raise ValueError(
                 f"{what} has the teacher's classes in another order: class {i} is {name!r} there "
                 f'and {other!r} of the teacher. Set metainfo=dict(classes=...) in the order of the '
-                "teacher's config; a dataset then numbers its labels by it."
+                "teacher's config. mmdet numbers a COCO file's labels by the file: its categories "
+                'have to be in that order, too.'
             )

@@ -80,7 +80,9 @@ class Synthesis:
         count = distiller.teacher.adapter.num_classes
         known = declared_classes(distiller.teacher.cfg, count)
         metas = dict(
-            training=getattr(dataset, 'metainfo', None), validation=declared_metainfo(cfg, 'val')
+            training=getattr(dataset, 'metainfo', None),
+            validation=declared_metainfo(cfg, 'val'),
+            test=declared_metainfo(cfg, 'test'),
         )
         for name, meta in metas.items():
             check_classes(f'the {name} dataset', (meta or {}).get('classes'), count, known)

@@ -132,14 +132,16 @@ def evaluate_run(
         return test_network(config, checkpoint, logs / f'{name.replace(" ", "_")}.log', options)
 
     teacher = test('teacher', run.teacher_config, teacher_checkpoint)
+    orders = facts.get('input_order', 'auto'), facts.get('student_input_order', 'auto')
+    adapter = _adapter(teacher, orders[0])
+    wanted = ('accuracy',) if adapter.family == 'classifier' else ('bbox_mAP', 'bbox_mAP_50')
+    # Before the other tests: an evaluator of something else is told at once.
+    pick_metrics(teacher.metrics, wanted)
     start = None
     if run.student_start.is_file():
         start = test('student at start', run.student_config, run.student_start).metrics
     student = test('student', run.student_config, run.student)
 
-    orders = facts.get('input_order', 'auto'), facts.get('student_input_order', 'auto')
-    adapter = _adapter(teacher, orders[0])
-    wanted = ('accuracy',) if adapter.family == 'classifier' else ('bbox_mAP', 'bbox_mAP_50')
     say('Measuring what they cost ...')
     size = _input_size(teacher)
     # Of a teacher that has none, the student's own.

@@ -15,8 +15,9 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmdfkd.utils.key_report import load_strict
+from mmdfkd.utils.label_order import check_label_order
 from mmdfkd.utils.load_weights import read_weights
-from mmdfkd.utils.set_files import check_set_files
+from mmdfkd.utils.set_files import check_set_files, only_formats
 
 
 @dataclass
@@ -129,6 +130,8 @@ def test_network(
     Raises:
         KeyError: If the config has no test set.
         FileNotFoundError: If a file or folder of that set is missing.
+        ValueError: If it numbers its labels in another order than the classes have, or scores
+            nothing.
         CheckpointMismatchError: If the weights are not the network's.
     """
     return _load(config, checkpoint, log, options, test=True)
@@ -144,12 +147,19 @@ def _load(
     cfg = config if isinstance(config, Config) else Config.fromfile(config)
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise KeyError(f'{cfg.filename or "The config"} has no test_dataloader and test_evaluator.')
-    check_set_files(_test_only(cfg, '', options), 'test')
+    tested = _test_only(cfg, '', options)
+    if test and only_formats(tested.test_evaluator):
+        raise ValueError(
+            'The test evaluator has format_only=True: it writes files and scores nothing. Take one '
+            'with annotations, such as that of the validation set.'
+        )
+    check_set_files(tested, 'test')
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=log.parent, prefix='.test_') as folder, output_to(log):
         runner = Runner.from_cfg(_test_only(cfg, folder, options))
         weights = read_weights(checkpoint, runner.model)
         load_strict(runner.model, weights, what=str(checkpoint))
+        check_label_order(runner.test_loop)
         metrics = runner.test() if test else None
         runner.model.eval()
         return Tested(cfg, runner.model, runner.test_loop.dataloader.dataset, dict(metrics or {}))

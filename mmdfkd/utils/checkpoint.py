@@ -9,6 +9,7 @@ import io
 import json
 import mmap
 import os
+import re
 import tempfile
 import warnings
 import zipfile
@@ -52,6 +53,8 @@ __all__ = [
 
 # The first pickle of a torch file of before 1.6: protocol, then its magic number.
 _LEGACY_MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
+# Of a published file, as OpenMMLab, torchvision and facebook name them.
+_OWN_DIGEST = re.compile(r'-[0-9a-f]{8,64}$')
 
 
 def read_checkpoint(
@@ -60,9 +63,9 @@ def read_checkpoint(
     """Read a checkpoint without running anything in it.
 
     Reads torch files of both formats, ``.pkl`` files of detectron2 (arrays become tensors) and
-    ``.safetensors``. A URL is downloaded to torch's cache first. mmengine's history buffers come
-    back as :class:`HistoryState`, see :func:`restore_history`. A config text that is more than data
-    is left out with a warning.
+    ``.safetensors``. A URL is downloaded to torch's cache first, once. mmengine's history buffers
+    come back as :class:`HistoryState`, see :func:`restore_history`. A config text that is more than
+    data is left out with a warning.
 
     Args:
         path (str | os.PathLike): A file, an ``http(s)`` address, or what mmengine's loaders know
@@ -291,6 +294,10 @@ def _load_any(file: Any, map_location: Any = None, weights_only: bool | None = N
 
 def _download(url: str) -> Path:
     path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
+    if not _OWN_DIGEST.search(path.stem):
+        # Many addresses end in the same name (model.safetensors): the whole of it tells them apart.
+        digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+        path = path.with_name(f'{path.stem}-{digest}{path.suffix}')
     path.parent.mkdir(parents=True, exist_ok=True)
     rank, _ = get_dist_info()
     # Rank 0 first; where the cache is not shared, the others fetch their own afterwards.

@@ -37,6 +37,12 @@ def check_set_files(cfg: Config, *stages: str) -> None:
                 )
 
 
+def only_formats(evaluator: Any) -> bool:
+    """Whether an evaluator's config has a metric that writes files and scores nothing."""
+    metrics = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+    return any(isinstance(m, Mapping) and bool(m.get('format_only')) for m in metrics)
+
+
 def _of_dataset(value: Any, setting: str) -> Iterator[tuple[str, str]]:
     """Paths of every dataset in a loader, as mmengine joins them, with the setting of each."""
     if isinstance(value, list | tuple):

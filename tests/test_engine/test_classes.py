@@ -3,7 +3,12 @@
 import pytest
 from mmengine.config import Config
 
-from mmdfkd.engine.classes import check_classes, class_names_of, declared_classes
+from mmdfkd.engine.classes import (
+    check_classes,
+    class_names_of,
+    declared_classes,
+    declared_metainfo,
+)
 
 
 def config(classes=None, split='val', **dataset):
@@ -26,6 +31,14 @@ def test_wrappers_and_kinds_declare_classes():
     assert len(names) == 80 and names[0] == 'person'
     # Another number of classes is not what the network has.
     assert declared_classes(config(type='mmdet.CocoDataset'), 2) is None
+
+
+def test_names_in_a_file(tmp_path):
+    """As mmengine reads them."""
+    (tmp_path / 'names.txt').write_text('car\nperson\n')
+    assert declared_classes(config(str(tmp_path / 'names.txt')), 2) == ('car', 'person')
+    assert declared_classes(config(str(tmp_path / 'gone.txt')), len(str(tmp_path))) is None
+    assert 'classes' not in declared_metainfo(config('ab'), 'val')
 
 
 def test_what_differs():

@@ -1,5 +1,6 @@
 """A run that cannot be right stops before its first step and leaves nothing behind."""
 
+import copy
 import json
 
 import pytest
@@ -155,6 +156,12 @@ def test_other_classes_in_the_datasets(tmp_path):
     teacher['test_dataloader'] = dict(dataset=dict(type='CocoDataset', metainfo=meta))
     cfg['model']['teacher']['config'] = teacher
     assert_refused(cfg, ValueError, "classes in another order: class 0 is 'disc'", tmp_path)
+    # In the test set alone, which the run does not build.
+    cfg = toy.run_config(tmp_path, val_dataloader=None, val_evaluator=None, val_cfg=None)
+    cfg['model']['teacher']['config'] = dict(toy.whole(toy.detector_model()))
+    cfg['model']['teacher']['config']['test_dataloader'] = copy.deepcopy(cfg['test_dataloader'])
+    cfg['test_dataloader']['dataset']['metainfo'] = meta
+    assert_refused(cfg, ValueError, "the test dataset has the teacher's classes in an", tmp_path)
 
 
 def test_an_image_size_that_a_network_cannot_take(tmp_path):
@@ -200,17 +207,18 @@ def test_another_runs_directory(tmp_path):
         toy.runner_of(dict(cfg, overwrite=True)).train()
     assert (run / 'iter_9.pth').read_text() == 'precious'
 
-    teacher.rename(run / 'teacher.pth')
-    inside = toy.run_config(tmp_path, overwrite=True)
-    inside['model']['teacher']['checkpoint'] = str(run / 'teacher.pth')
-    with pytest.raises(RuntimeError, match='would delete .*teacher.pth'):
+    teacher = teacher.rename(run / 'iter_8.pth')
+    inside = dict(toy.run_config(tmp_path, overwrite=True))
+    inside['model']['teacher']['checkpoint'] = str(teacher)
+    with pytest.raises(RuntimeError, match='would delete .*iter_8.pth'):
         toy.runner_of(inside).train()
-    assert (run / 'iter_9.pth').exists()
+    assert (run / 'iter_9.pth').exists() and teacher.exists()
 
-    (run / 'teacher.pth').unlink()
-    toy.runner_of(dict(cfg, overwrite=True)).train()
+    # Not by a name that a run gives.
+    inside['model']['teacher']['checkpoint'] = str(teacher.rename(run / 'teacher.pth'))
+    toy.runner_of(inside).train()
     assert 'iter_9.pth' not in _checkpoints(tmp_path)
-    assert 'student.pth' in _checkpoints(tmp_path)
+    assert {'student.pth', 'teacher.pth'} <= set(_checkpoints(tmp_path))
 
 
 def test_the_count_survives_a_resume(tmp_path):

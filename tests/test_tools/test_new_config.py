@@ -211,3 +211,37 @@ def test_data_root_moves_dataset_and_evaluator(tool):
     )
     with pytest.raises(ValueError, match='no data_root'):
         tool['with_data_root'](dict(test_dataloader=dict(dataset=dict(type='X'))), '/d')
+
+
+def test_an_evaluation_that_only_writes_files_is_none(tool):
+    cfg = Config(
+        dict(
+            val_dataloader=dict(name='val'),
+            val_evaluator=dict(name='val'),
+            test_dataloader=dict(name='test-dev'),
+            test_evaluator=dict(name='test-dev', format_only=True),
+        )
+    )
+    found = tool['evaluation_of'](cfg)
+    assert {part['name'] for part in found.values()} == {'val'} and len(found) == 4
+    cfg.test_evaluator.format_only = False
+    assert tool['evaluation_of'](cfg)['test_dataloader'] == dict(name='test-dev')
+    cfg.merge_from_dict(dict(test_evaluator=dict(format_only=True), val_evaluator=None))
+    with pytest.raises(KeyError, match='that scores'):
+        tool['evaluation_of'](cfg)
+
+
+def test_class_names_in_a_file(tool, tmp_path, monkeypatch):
+    """As mmengine reads them."""
+    teacher = Config.fromfile(TEACHERS['classifier'])
+    (tmp_path / 'names.txt').write_text(''.join(f'digit{i}\n' for i in range(10)))
+    for split in ('val', 'test'):
+        teacher[f'{split}_dataloader'].dataset.metainfo = dict(classes=str(tmp_path / 'names.txt'))
+    teacher.dump(tmp_path / 'teacher.py')
+    weights = TEACHERS['classifier'].with_suffix('.pth')
+    out = tmp_path / 'mine.py'
+    arguments = [tmp_path / 'teacher.py', weights, '--out', out]
+    monkeypatch.setattr('sys.argv', ['new_config.py', *map(str, arguments)])
+    tool['main']()
+    meta = Config.fromfile(out).train_dataloader.dataset.metainfo
+    assert meta == dict(classes=tuple(f'digit{i}' for i in range(10)))

@@ -225,6 +225,18 @@ def test_weights_of_another_network_are_refused(tmp_path, capsys):
     assert 'closed file' not in capsys.readouterr().err
 
 
+def test_an_evaluator_that_does_not_score_is_refused_at_once(tmp_path, capsys):
+    """Without scores a figure would be 0, as of a network that detects nothing."""
+    config = fake.write_run(tmp_path / 'run', 'detection', images=2)
+    outfile = f'test_evaluator.outfile_prefix={tmp_path / "files"}'
+    options = ['test_evaluator.format_only=True', outfile]
+    with pytest.raises(ValueError, match='format_only=True'):
+        tool.main([str(config), '--cfg-options', *options])
+    with pytest.raises(KeyError, match='but none of'):
+        tool.main([str(config), '--cfg-options', 'test_evaluator.metric=proposal'])
+    assert capsys.readouterr().out.count('Testing the') == 2
+
+
 def test_picked_metrics():
     coco = {'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_50': 0.75, 'coco/bbox_mAP_s': 0.1}
     wanted = ('bbox_mAP', 'bbox_mAP_50')

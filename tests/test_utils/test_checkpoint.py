@@ -546,7 +546,10 @@ def test_addresses_are_downloaded_and_read_by_us(tmp_path, monkeypatch):
 
     served = tmp_path / 'served'
     served.mkdir()
-    torch.save({'state_dict': WEIGHTS}, served / 'good.pth')
+    torch.save({'state_dict': WEIGHTS}, served / 'good-0123abcd.pth')
+    for i in (1, 2):
+        (served / str(i)).mkdir()
+        torch.save({'w': torch.tensor([i])}, served / str(i) / 'model.pth')
     torch.save({'state_dict': Gadget(os.system, f'touch {tmp_path / "hit"}')}, served / 'bad.pth')
     server = http.server.ThreadingHTTPServer(
         ('127.0.0.1', 0), functools.partial(Quiet, directory=str(served))
@@ -556,10 +559,16 @@ def test_addresses_are_downloaded_and_read_by_us(tmp_path, monkeypatch):
     address = f'http://127.0.0.1:{server.server_port}'
     try:
         assert torch.equal(
-            read_checkpoint(f'{address}/good.pth')['state_dict']['head.b'], WEIGHTS['head.b']
+            read_checkpoint(f'{address}/good-0123abcd.pth')['state_dict']['head.b'],
+            WEIGHTS['head.b'],
         )
-        assert (tmp_path / 'hub' / 'checkpoints' / 'good.pth').is_file()
-        assert 'state_dict' in CheckpointLoader.load_checkpoint(f'{address}/good.pth')
+        # As torch names it, where the name is the file's own.
+        assert (tmp_path / 'hub' / 'checkpoints' / 'good-0123abcd.pth').is_file()
+        assert 'state_dict' in CheckpointLoader.load_checkpoint(f'{address}/good-0123abcd.pth')
+        for i in (1, 2, 1):
+            assert read_checkpoint(f'{address}/{i}/model.pth')['w'] == i
+        kept = {path.suffix for path in (tmp_path / 'hub' / 'checkpoints').glob('model-*')}
+        assert kept == {'.pth'}
         for load in (
             read_checkpoint,
             CheckpointLoader.load_checkpoint,

@@ -13,9 +13,10 @@ from mmengine.runner.base_loop import BaseLoop
 from mmdfkd.datasets import SyntheticDataset
 from mmdfkd.distillers import DataFreeDistiller
 from mmdfkd.registry import HOOKS
+from mmdfkd.utils.label_order import check_label_order
 from mmdfkd.utils.run_files import SYNTHETIC, refuse_foreign_checkpoints
 
-from ..classes import check_classes, declared_classes
+from ..classes import check_classes, declared_classes, declared_metainfo
 from ..distributed import DistributedDistiller
 from .banks import BankHook
 from .overwrite import OverwriteHook
@@ -155,11 +156,15 @@ class DistillHook(BankHook, OverwriteHook):
         count = distiller.teacher.adapter.num_classes
         sets = {'training': runner.train_dataloader}
         if runner._val_loop is not None:
+            check_label_order(runner.val_loop)
             sets['validation'] = runner.val_loop.dataloader
         known = declared_classes(distiller.teacher.cfg, count)
         for name, loader in sets.items():
             meta = getattr(loader.dataset, 'metainfo', None) or {}
             check_classes(f'the {name} dataset', meta.get('classes'), count, known)
+        # Not built before it is tested.
+        declared = declared_metainfo(runner.cfg, 'test').get('classes')
+        check_classes('the test dataset', declared, count, known)
         own = declared_classes(distiller.student_cfg, count)
         check_classes("the student's config", own, count, known)
 
