@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ LABELS = 'labels.json'
 INSTANCES = 'annotations/instances.json'
 #: Boxes with a shorter side are no objects to train on, in pixels.
 _LEAST_SIDE = 1.0
+_NUMBERED = re.compile(r'\d{6,}\.png')
 
 
 def write_text_at_once(path: Path, text: str) -> None:
@@ -73,6 +75,29 @@ class ImageSet(ABC):
     def close(self, records: Sequence[Mapping], info: Mapping) -> None:
         """Write what is said of all images together."""
 
+    def drop_others(self, records: Sequence[Mapping]) -> None:
+        """Delete images of the set's that no record names.
+
+        A call that is killed leaves some behind its last record, and where they are made again they
+        may be of another class.
+
+        Args:
+            records (Sequence[Mapping]): Of all images.
+        """
+        named = {self._path(record) for record in records}
+        for folder in self._folders():
+            for path in folder.glob('*.png'):
+                if _NUMBERED.fullmatch(path.name) and path not in named:
+                    path.unlink()
+
+    @abstractmethod
+    def _folders(self) -> list[Path]:
+        """Where the images lie."""
+
+    @abstractmethod
+    def _path(self, record: Mapping) -> Path:
+        """The file that a record is about."""
+
     @staticmethod
     def _encoded(images: Tensor, teacher: Adapter):
         device = next(teacher.net.parameters()).device
@@ -98,8 +123,14 @@ class ClassFolders(ImageSet):
 
     def open(self) -> None:
         """Of all classes: a class without an image has its number, too."""
-        for folder in self.folders:
-            (self.out / folder).mkdir(parents=True, exist_ok=True)
+        for folder in self._folders():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def _folders(self) -> list[Path]:
+        return [self.out / folder for folder in self.folders]
+
+    def _path(self, record: Mapping) -> Path:
+        return self.out / record['file']
 
     def add(self, first: int, images: Tensor, teacher: Adapter) -> list[dict]:
         """Files and answers."""
@@ -139,6 +170,12 @@ class CocoSet(ImageSet):
     def open(self) -> None:
         """One folder for all images."""
         (self.out / 'images').mkdir(parents=True, exist_ok=True)
+
+    def _folders(self) -> list[Path]:
+        return [self.out / 'images']
+
+    def _path(self, record: Mapping) -> Path:
+        return self.out / 'images' / record['file']
 
     def add(self, first: int, images: Tensor, teacher: Adapter) -> list[dict]:
         """Files and detections."""

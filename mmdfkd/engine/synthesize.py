@@ -19,7 +19,7 @@ from mmdfkd.distillers import DataFreeDistiller
 from mmdfkd.registry import DATASETS, MODELS
 from mmdfkd.synthesis import MixtureSource, SyntheticSource, frozen
 from mmdfkd.synthesis.sources.banked import BankedSource
-from mmdfkd.utils.checkpoint import read_checkpoint
+from mmdfkd.utils.checkpoint import read_checkpoint, sha256
 from mmdfkd.utils.key_report import load_strict
 from mmdfkd.utils.run_files import project_commit
 
@@ -197,7 +197,8 @@ def synthesize(
             raise ValueError(f'synthesize: {name} must be at least 1, got {value}.')
     if not 0 <= threshold <= 1:
         raise ValueError(f'synthesize: threshold is from 0 to 1, got {threshold}.')
-    out = Path(out)
+    # '.' has no name of its own.
+    out = Path(os.path.abspath(out))
     unfinished = out.with_name(out.name + '.unfinished')
     if not resume and (unfinished.exists() or (out.exists() and any(out.iterdir()))):
         raise RuntimeError(
@@ -206,16 +207,22 @@ def synthesize(
         )
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
         made = Synthesis.of(cfg, unfinished / 'bank', seed, batch)
-        settings = _settings(made, cfg, topk, threshold)
+        names = class_names_of(cfg, made.distiller.teacher.cfg, made.teacher.num_classes)
+        settings = _settings(made, cfg, names, topk, threshold)
         finished = _read_json(out / FACTS)
-        _check_same(settings, finished or _read_json(unfinished / _SETTINGS), out)
+        there = finished or _read_json(unfinished / _SETTINGS)
+        if there is None and out.exists() and any(out.iterdir()):
+            raise RuntimeError(
+                f'{out} holds files, but no set that --resume could go on with: choose another '
+                'folder.'
+            )
+        _check_same(settings, there, out)
         if finished is not None and finished['images'] >= num:
             say(f'{out} is complete: {finished["images"]} images.')
             shutil.rmtree(unfinished, ignore_errors=True)
             return finished
         unfinished.mkdir(parents=True, exist_ok=True)
         write_text_at_once(unfinished / _SETTINGS, json.dumps(settings))
-        names = class_names_of(cfg, made.distiller.teacher.cfg, made.teacher.num_classes)
         target: ImageSet = (
             CocoSet(out, names, threshold)
             if made.teacher.detects
@@ -225,6 +232,7 @@ def synthesize(
     info = dict(
         settings, images=len(records), data_free=made.distiller.data_free, commit=project_commit()
     )
+    target.drop_others(records)
     target.close(records, info)
     write_text_at_once(out / FACTS, json.dumps(info, indent=2) + '\n')
     shutil.rmtree(unfinished)
@@ -286,14 +294,19 @@ def _make(
     return records
 
 
-def _settings(made: Synthesis, cfg: Config, topk: int, threshold: float) -> dict:
+def _settings(made: Synthesis, cfg: Config, names: list[str], topk: int, threshold: float) -> dict:
     """What the files depend on; as JSON gives it back."""
     detects = made.teacher.detects
+    checkpoint = Path(str(made.distiller.teacher.checkpoint))
     settings = dict(
         config=Path(cfg.filename or '').name,
         source=cfg.model['source'],
         student=cfg.model['student'] if made.learns else None,
-        teacher=Path(str(made.distiller.teacher.checkpoint)).name,
+        teacher=checkpoint.name,
+        # Many runs' files have one name; of an address there is no file yet.
+        teacher_sha256=sha256(checkpoint) if checkpoint.is_file() else None,
+        dataset=cfg.train_dataloader['dataset'],
+        classes=names,
         seed=made.seed,
         batch=made.batch,
         image_size=list(made.distiller.image_size),
@@ -304,7 +317,8 @@ def _settings(made: Synthesis, cfg: Config, topk: int, threshold: float) -> dict
 
 def _check_same(settings: Mapping, there: Mapping | None, out: Path) -> None:
     """Never mix two sets."""
-    differ = [name for name in settings if there and there.get(name) != settings[name]]
+    # An older set does not say all of it.
+    differ = [name for name in settings if name in (there or {}) and there[name] != settings[name]]
     if differ:
         raise ValueError(
             f'{out} was begun with other settings: '

@@ -87,6 +87,19 @@ def test_a_classifier_is_measured_on_textures(tool, tmp_path, capsys):
     assert lines(capsys) == [found]
     with pytest.raises(ValueError, match="made with {'images': 6}, and {'images': 9} are asked"):
         tool.main([str(config), '--work-dir', str(folder), '--textures', '--images', '9'])
+    # Of the size that the run was trained at.
+    call = [str(config), '--work-dir', str(folder), '--textures', '--images', '6']
+    option = f'train_dataloader.dataset.image_size={SIZE // 2}'
+    with pytest.raises(ValueError, match=rf'those of the run of \({SIZE // 2}, {SIZE // 2}\)'):
+        tool.main([*call, '--cfg-options', option])
+    # Another run in the same folder has another teacher; named, its images are taken.
+    weights = torch.load(folder / 'teacher.pth', weights_only=True)
+    weights['state_dict']['head.layers.head.bias'] += 1
+    torch.save(weights, folder / 'teacher.pth')
+    with pytest.raises(ValueError, match="made with {'teacher': '[0-9a-f]{16}'}"):
+        tool.main(call)
+    tool.main([*call, '--scenes', str(folder / 'textures.pth')])
+    assert lines(capsys)[0]['images'] == 6
 
 
 def test_a_detector_has_no_use_for_textures(tool, run, tmp_path):

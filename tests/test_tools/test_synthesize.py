@@ -247,6 +247,69 @@ def test_two_sets_are_never_mixed(folder, classes, tool):
         tool.main([config, str(classes), '--resume', '--topk', '3', '--seed', '4'])
 
 
+def test_a_set_is_of_one_teacher_and_one_dataset(tmp_path):
+    """Also where the file has the same name."""
+    config = Config.fromfile(classifier_run(tmp_path, POOL))
+    out = tmp_path / 'set'
+    synthesize(config, out, 3, topk=2)
+    facts = json.loads((out / 'synthesis.json').read_text())
+    for change, name in (
+        (dict(renderer=dict(type='mmdfkd.NoiseRenderer')), 'dataset'),
+        (dict(metainfo=dict(classes=[*NAMES[:4], 'fox'])), 'dataset'),
+    ):
+        other = config.copy()
+        other.train_dataloader.dataset.update(change)
+        with pytest.raises(ValueError, match=f'begun with other settings: {name} '):
+            synthesize(other, out, 3, topk=2, resume=True)
+    checkpoint = tmp_path / 'classifier.pth'
+    kept = checkpoint.read_bytes()
+    net = toy.build(toy.classifier_model(), seed=5, scope='mmpretrain')
+    torch.save(dict(state_dict=net.state_dict()), checkpoint)
+    with pytest.raises(ValueError, match='begun with other settings: teacher_sha256 '):
+        synthesize(config, out, 3, topk=2, resume=True)
+    checkpoint.write_bytes(kept)
+    # One that was made before all of it was written down.
+    for name in ('teacher_sha256', 'dataset', 'classes'):
+        del facts[name]
+    (out / 'synthesis.json').write_text(json.dumps(facts))
+    assert synthesize(config, out, 3, topk=2, resume=True)['images'] == 3
+
+
+@pytest.mark.parametrize('kind', ['classes', 'boxes'])
+def test_images_that_no_record_names_are_deleted(tmp_path, monkeypatch, kind):
+    """A killed call's, of which another machine says another class."""
+    run = classifier_run(tmp_path, POOL) if kind == 'classes' else detector_run(tmp_path)
+    config, out = Config.fromfile(run), tmp_path / 'set'
+    with monkeypatch.context() as patch:
+        patch.setattr(image_sets, 'save_image', lambda path, image: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            synthesize(config, out, 3)
+    mine = out / ('bee' if kind == 'classes' else 'images') / 'mine.png'
+    for path in (mine, mine.with_name('000009.png')):
+        path.write_text('x')
+    synthesize(config, out, 3, resume=True)
+    numbers = sorted(p.stem for p in out.rglob('*.png') if p != mine)
+    assert numbers == ['000000', '000001', '000002'] and mine.exists()
+
+
+def test_files_of_somebody_else_are_not_gone_on_with(tmp_path):
+    config = Config.fromfile(classifier_run(tmp_path, POOL))
+    (tmp_path / 'set' / 'bee').mkdir(parents=True)
+    (tmp_path / 'set' / 'bee' / '000000.png').write_text('mine')
+    with pytest.raises(RuntimeError, match='holds files, but no set that --resume could'):
+        synthesize(config, tmp_path / 'set', 3, resume=True)
+    assert (tmp_path / 'set' / 'bee' / '000000.png').read_text() == 'mine'
+    assert sorted(p.name for p in tmp_path.glob('set*')) == ['set']
+
+
+def test_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    config = Config.fromfile(classifier_run(tmp_path, POOL))
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    assert synthesize(config, '.', 3)['images'] == 3
+    assert (tmp_path / 'here' / 'synthesis.json').is_file()
+
+
 def test_bad_input(folder, tool, tmp_path):
     plain = toy.write_config(toy.whole(toy.detector_model()), tmp_path / 'plain.py')
     with pytest.raises(TypeError, match='has no source of images: its model is a FasterRCNN'):
@@ -259,7 +322,7 @@ def test_bad_input(folder, tool, tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('split', ['training', 'validation'])
+@pytest.mark.parametrize('split', ['training', 'validation', 'test'])
 def test_other_class_counts_are_refused(tmp_path, split):
     """As training refuses them; folders would be named by numbers otherwise."""
     config = Config.fromfile(classifier_run(tmp_path, POOL))
@@ -267,7 +330,8 @@ def test_other_class_counts_are_refused(tmp_path, split):
         config.train_dataloader.dataset.metainfo.classes = NAMES[:3]
     else:
         # Says nothing itself; the kind has a hundred classes.
-        config.val_dataloader = dict(dataset=dict(type='CIFAR100'))
+        loader = dict(validation='val_dataloader', test='test_dataloader')[split]
+        config[loader] = dict(dataset=dict(type='CIFAR100'))
     with pytest.raises(ValueError, match=f'has 5 classes and the {split} dataset (3|100): '):
         synthesize(config, tmp_path / 'out', 3)
     assert [path.name for path in tmp_path.glob('out*')] == []

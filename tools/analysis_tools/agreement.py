@@ -21,7 +21,7 @@ import torch
 from mmengine.config import Config
 
 import mmdfkd  # noqa: F401  (first: it makes torchvision importable)
-from mmdfkd.utils.launch import fail_clearly, read_config, use_all_cores
+from mmdfkd.utils.launch import Options, fail_clearly, read_config, use_all_cores
 
 # Sources of images that an inversion may start from; where a run has others, a pool of its own.
 _STARTS = ('mmdfkd.PooledSource', 'mmdfkd.MixtureSource')
@@ -47,6 +47,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--scenes', help='file of the images; <work-dir>/scenes.pth or textures.pth by default'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=Options, help='as the run was trained with: key=value'
     )
     return parser.parse_args(argv)
 
@@ -74,11 +77,11 @@ def make_scenes(teacher, source: dict, args: argparse.Namespace, size: tuple[int
     return (built.bank.take(built.bank.ids)[0] * 255).round().to(torch.uint8)
 
 
-def read_scenes(path: Path, wanted: dict):
+def read_scenes(path: Path, wanted: dict, size: tuple[int, int] | None):
     """Images ``[N, 3, H, W]`` uint8 that an earlier call made.
 
     Raises:
-        ValueError: If they were made with other settings than are wanted.
+        ValueError: If they were made with other settings than are wanted, or are of another size.
     """
     from mmdfkd.utils.checkpoint import read_checkpoint
 
@@ -91,7 +94,13 @@ def read_scenes(path: Path, wanted: dict):
             f'{path} was made with {other}, and {asked} are asked for: delete it, name another one '
             'with --scenes, or ask for the same.'
         )
-    return content.get('state_dict', content)['images']
+    images = content.get('state_dict', content)['images']
+    if size and tuple(images.shape[-2:]) != size:
+        raise ValueError(
+            f'The images of {path} are of {tuple(images.shape[-2:])} px (height, width), those of '
+            f'the run of {size}: delete the file, or name another one with --scenes.'
+        )
+    return images
 
 
 def draw_textures(teacher, args: argparse.Namespace, size: tuple[int, int]):
@@ -132,10 +141,12 @@ def main(argv: list[str] | None = None) -> None:
         detection_agreement,
         detections,
     )
-    from mmdfkd.utils.checkpoint import read_checkpoint, save_tensors, unwrap_state_dict
+    from mmdfkd.utils.checkpoint import read_checkpoint, save_tensors, sha256, unwrap_state_dict
     from mmdfkd.utils.key_report import load_strict
 
     cfg = read_config(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     work_dir = Path(
         args.work_dir or cfg.get('work_dir') or Path('work_dirs') / Path(args.config).stem
@@ -153,17 +164,23 @@ def main(argv: list[str] | None = None) -> None:
     made = dict(images=args.images, seed=args.seed, textures=args.textures)
     if not args.textures:
         made['steps'] = args.steps
+    dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
+    size = dataset.get('image_size') or (cfg.get('model') or {}).get('image_size')
+    size = (size, size) if isinstance(size, int) else size and tuple(size)
+    # Images are a teacher's. Students of other runs may be measured on them: --scenes names them.
+    checkpoint = str(teacher.checkpoint)
+    digest = checkpoint if '://' in checkpoint else sha256(checkpoint)[:16]
     if scenes.is_file():
-        images = read_scenes(scenes, made)
+        images = read_scenes(scenes, made if args.scenes else dict(made, teacher=digest), size)
+    elif not size:
+        raise ValueError(f'{args.config} says no image_size; name a file of images with --scenes.')
     else:
-        size = cfg.train_dataloader.dataset.image_size
-        size = (size, size) if isinstance(size, int) else tuple(size)
         images = (
             draw_textures(teacher.adapter, args, size)
             if args.textures
             else make_scenes(teacher.adapter, cfg.model.source, args, size)
         )
-        save_tensors(dict(images=images), scenes, made)
+        save_tensors(dict(images=images), scenes, dict(made, teacher=digest))
     detects = teacher.adapter.detects
     answers = detections if detects else class_probabilities
     truth = answers(teacher.adapter, images)
