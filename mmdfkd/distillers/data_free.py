@@ -161,6 +161,8 @@ class DataFreeDistiller(BaseModel):
         self.seed: int | None = None
         self.image_size: tuple[int, int] | None = None
         self.iteration: int | None = None
+        # Of all steps and processes.
+        self.samples: int | None = None
         self.resuming = False
         # Where the source may keep images.
         self.folder: Path | None = None
@@ -312,11 +314,14 @@ class DataFreeDistiller(BaseModel):
                 f'{inspect_teacher(self.teacher.adapter)}',
                 'current',
             )
-        elif self.teacher.stored.seed != self.seed:
-            raise ValueError(
-                f'The labels in {self.teacher.checkpoint} were stored for the seed '
-                f"{self.teacher.stored.seed}, the run's is {self.seed}: its samples are others."
-            )
+        else:
+            if self.teacher.stored.seed != self.seed:
+                raise ValueError(
+                    f'The labels in {self.teacher.checkpoint} were stored for the seed '
+                    f"{self.teacher.stored.seed}, the run's is {self.seed}: its samples are others."
+                )
+            if self.samples is not None:
+                self.teacher.stored.check_count(self.samples)
         self.student.adapter.normalizer.describe('Student')
         for head in self.student.heads:
             head.init_weights()

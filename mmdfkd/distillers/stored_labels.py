@@ -84,6 +84,21 @@ class StoredLabels:
         labels._parts = [tuple(tensors[name] for name in names)]
         return labels
 
+    def check_count(self, wanted: int) -> None:
+        """See whether there are labels for all samples of a run.
+
+        Args:
+            wanted (int): The run's samples: those of all its steps.
+
+        Raises:
+            ValueError: If there are fewer labels.
+        """
+        if len(self) < wanted:
+            raise ValueError(
+                f'There are stored labels for {len(self)} samples, and the run wants {wanted}: '
+                f'store more (tools/store_labels.py with --num {wanted}), or train for fewer steps.'
+            )
+
     def observe(self, images: Tensor, serials: Sequence[int]) -> Observation:
         """What the teacher said about these samples.
 

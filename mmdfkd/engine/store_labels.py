@@ -1,5 +1,6 @@
 """Asks a config's teacher once for all samples of a run."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,19 @@ from mmengine.registry import DefaultScope
 from mmdfkd.distillers.stored_labels import StoredLabels
 
 from .synthesize import Synthesis
+
+
+def _check_writable(out: Path) -> None:
+    """Make the folder of a file, and see whether the file can be written there."""
+    try:
+        if out.is_dir():
+            raise IsADirectoryError('it is a folder')
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Beside it and of a like name, as it will be written.
+        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f'.{out.name}.'):
+            pass
+    except OSError as error:
+        raise OSError(f'store_labels: {out} cannot be written: {error}') from error
 
 
 @torch.no_grad()
@@ -26,8 +40,9 @@ def store_labels(
 
     Args:
         cfg (Config): Of a distillation run with a classifier and a source that does without it.
-        out (str | Path): The file to write.
-        num (int, optional): Samples. Defaults to those of the config's iterations.
+        out (str | Path): The file to write; the folder is made.
+        num (int, optional): Samples. Defaults to those of the config's iterations; a config that
+            counts epochs does not tell.
         top_k (int): Classes kept of each answer. Defaults to 100, as published for ImageNet-22k.
         seed (int, optional): The config's by default.
         say (Callable): Given a line now and then.
@@ -36,13 +51,23 @@ def store_labels(
         StoredLabels: What was written.
 
     Raises:
-        ValueError: For a source that asks the teacher, a detector, or fewer than one class or
-            sample.
+        OSError: If the file cannot be written.
+        ValueError: For a source that asks the teacher, a detector, fewer than one class or sample,
+            or an unknown number of samples.
     """
     batch = cfg.train_dataloader.batch_size
-    num = cfg.train_cfg.max_iters * batch if num is None else num
+    if num is None:
+        steps = (cfg.get('train_cfg') or {}).get('max_iters')
+        if steps is None:
+            raise ValueError(
+                'store_labels: the config has no train_cfg.max_iters, from which the number of '
+                'samples would follow: give it (--num), steps of the whole run times batch size.'
+            )
+        num = steps * batch
     if num < 1 or top_k < 1:
         raise ValueError(f'store_labels: num and top_k must be at least 1, not {num} and {top_k}.')
+    # Now, and not after the pass.
+    _check_writable(Path(out))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmpretrain')):
         made = Synthesis.of(cfg, None, seed)
         if made.teacher.family != 'classifier':

@@ -79,14 +79,18 @@ def config(folder, name, teacher, real=False, **head):
     return cfg
 
 
+def call_tool(*arguments):
+    tool = runpy.run_path(str(ROOT / 'tools' / 'store_labels.py'))
+    tool['main']([str(argument) for argument in arguments])
+
+
 def stored(folder, real):
     """Labels written by the tool, which is given the config of an ordinary run."""
     net = toy.build(toy.classifier_model(classes=CLASSES), seed=3, scope='mmpretrain')
     torch.save(net.state_dict(), folder / 'classifier.pth')
     cfg = config(folder, 'live', dict(checkpoint=str(folder / 'classifier.pth')), real)
     path = toy.write_config(cfg, folder / 'live.py')
-    tool = runpy.run_path(str(ROOT / 'tools' / 'store_labels.py'))
-    tool['main']([str(path), str(folder / 'labels.pth'), '--top-k', str(TOP)])
+    call_tool(path, folder / 'labels.pth', '--top-k', TOP)
     return folder
 
 
@@ -109,6 +113,45 @@ def test_what_is_stored(folder):
     assert tensors['classes'].dtype == torch.int16
     assert tensors['probabilities'].dtype == torch.float16
     assert content['meta'] == dict(stored_labels=1, seed=3, num_classes=CLASSES)
+
+
+def test_a_file_that_is_there_is_kept(folder, tmp_path):
+    path = toy.write_config(
+        config(tmp_path, 'live', dict(checkpoint=str(folder / 'classifier.pth'))),
+        tmp_path / 'live.py',
+    )
+    out = tmp_path / 'labels.pth'
+    out.write_bytes(b'weights')
+    with pytest.raises(ValueError, match=r'labels\.pth exists; give --overwrite'):
+        call_tool(path, out)
+    assert out.read_bytes() == b'weights'
+    call_tool(path, out, '--num', 2, '--overwrite')
+    assert len(StoredLabels.read(out)) == 2
+
+
+def test_where_it_is_written_is_tried_before_the_pass(folder, tmp_path, monkeypatch):
+    cfg = Config(config(folder, 'live', dict(checkpoint=str(folder / 'classifier.pth'))))
+
+    def ask(*_, **__):
+        raise AssertionError('The teacher was asked.')
+
+    with monkeypatch.context() as patch:
+        patch.setattr('mmdfkd.engine.store_labels.Synthesis.of', ask)
+        (tmp_path / 'file').write_text('')
+        for out in (tmp_path / 'file' / 'labels.pth', tmp_path, tmp_path / ('x' * 250)):
+            with pytest.raises(OSError, match='cannot be written'):
+                store_labels(cfg, out)
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+    store_labels(cfg, tmp_path / 'new' / 'folder' / 'labels.pth', num=1, say=lambda _: None)
+    assert [p.name for p in (tmp_path / 'new' / 'folder').iterdir()] == ['labels.pth']
+
+
+def test_epochs_do_not_tell_the_number_of_samples(folder, tmp_path):
+    cfg = config(folder, 'live', dict(checkpoint=str(folder / 'classifier.pth')))
+    cfg['train_cfg'] = dict(by_epoch=True, max_epochs=2)
+    with pytest.raises(ValueError, match=r'no train_cfg\.max_iters.*--num'):
+        store_labels(Config(cfg), tmp_path / 'labels.pth')
+    assert len(store_labels(Config(cfg), tmp_path / 'labels.pth', num=2)) == 2
 
 
 @pytest.mark.parametrize('real', [False, True])
@@ -140,6 +183,16 @@ def test_replaying_gives_the_same_student(folder, tmp_path, real):
     wrong = config(folder, 'wrong', dict(labels=str(folder / 'labels.pth')), real)
     with pytest.raises(ValueError, match='stored for the seed 3'):
         toy.runner_of(dict(wrong, randomness=dict(seed=4))).train()
+
+
+def test_too_few_are_told_before_the_first_step(folder, tmp_path):
+    cfg = config(folder, 'longer', dict(labels=str(folder / 'labels.pth')))
+    cfg = dict(cfg, train_cfg=dict(cfg['train_cfg'], max_iters=STEPS + 1), work_dir=str(tmp_path))
+    runner = toy.runner_of(cfg)
+    wanted = (STEPS + 1) * BATCH
+    with pytest.raises(ValueError, match=f'{STEPS * BATCH} samples, and the run wants {wanted}'):
+        runner.train()
+    assert runner.iter == 0
 
 
 def test_an_image_that_was_exchanged_is_noticed(tmp_path):
@@ -176,6 +229,9 @@ def test_the_logits_stand_for_the_stored_distribution(tmp_path):
         stored.observe(images[[2]], [1])
     with pytest.raises(ValueError, match='wants sample 4'):
         stored.observe(images[[2]], [4])
+    stored.check_count(4)
+    with pytest.raises(ValueError, match='for 4 samples, and the run wants 5: .* --num 5'):
+        stored.check_count(5)
     torch.save(dict(state_dict=dict(weight=images)), tmp_path / 'net.pth')
     with pytest.raises(ValueError, match='no stored labels'):
         StoredLabels.read(tmp_path / 'net.pth')

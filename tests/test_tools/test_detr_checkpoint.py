@@ -134,3 +134,19 @@ def test_other_files_are_refused(tmp_path):
     command = [sys.executable, str(TOOL), str(source), str(tmp_path / 'out.pth')]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and 'error: This is no checkpoint' in done.stderr
+
+
+def test_a_file_that_is_there_is_kept(tmp_path, monkeypatch, capsys):
+    source, out = tmp_path / 'theirs.pth', tmp_path / 'ours.pth'
+    torch.save(
+        {'class_embed.weight': torch.ones(92, 2), 'query_embed.weight': torch.ones(3, 2)}, source
+    )
+    out.write_bytes(b'precious')
+    monkeypatch.setattr(sys, 'argv', ['detr_checkpoint.py', str(source), str(out)])
+    with pytest.raises(SystemExit, match=r'ours\.pth exists; give --overwrite'):
+        tool().main()
+    assert out.read_bytes() == b'precious'
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--overwrite'])
+    tool().main()
+    assert '2 tensors' in capsys.readouterr().out
+    assert len(unwrap_state_dict(read_checkpoint(str(out)))) == 2

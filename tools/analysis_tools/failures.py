@@ -11,6 +11,7 @@ images with most missed ones.
 import argparse
 import sys
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 
 from mmengine.config import Config
@@ -44,6 +45,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f'--out must end in .jpg or .png, not {args.out}')
     if args.images < 1:
         parser.error('--images must be at least 1')
+    for option, value in (('--min-iou', args.min_iou), ('--min-score', args.min_score)):
+        if not 0 <= value <= 1:
+            parser.error(f'{option} is from 0 to 1, not {value:g}')
     return args
 
 
@@ -65,6 +69,44 @@ def student_config_of(path: str, folder: Path) -> Config:
             'own config.'
         )
     return Config.fromfile(own)
+
+
+def image_names(*infos: dict) -> list[str | None]:
+    """What test sets call an image: its file, else its id; None each where they share neither."""
+    for key in ('img_path', 'img_id'):
+        found = [info.get(key) for info in infos]
+        if None not in found:
+            # The same files may lie in another folder.
+            return [Path(name).name for name in found] if key == 'img_path' else found
+    return [None for _ in infos]
+
+
+def check_same_set(teacher, student) -> None:
+    """Both networks have to be tested on the same images, with the same classes in one order.
+
+    Args:
+        teacher (Tested): The teacher and its test set.
+        student (Tested): The student and its own.
+
+    Raises:
+        ValueError: If their test sets differ; names the first difference.
+    """
+    sets = (teacher.dataset, student.dataset)
+    if len(sets[0]) != len(sets[1]):
+        raise ValueError(
+            f'The teacher is tested on {len(sets[0])} images, the student on '
+            f'{len(sets[1])}: their configs name different test sets.'
+        )
+    names = (teacher.class_names, student.class_names)
+    pairs = [(f'Class {i}', *pair) for i, pair in enumerate(zip_longest(*names)) if all(names)]
+    for i in range(len(sets[0])):
+        pairs.append((f'Image {i}', *image_names(*(one.get_data_info(i) for one in sets))))
+    for what, one, other in pairs:
+        if one != other:
+            raise ValueError(
+                f"{what} of the teacher's test set is {one}, of the student's {other}: their "
+                'configs name different test sets.'
+            )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -94,12 +136,8 @@ def main(argv: list[str] | None = None) -> None:
         log = Path(logs) / 'load.log'
         student = load_network(student_cfg, args.student, log, args.cfg_options)
         teacher = load_network(teacher_cfg, checkpoint, log, args.cfg_options)
+    check_same_set(teacher, student)
     images = range(len(student.dataset))
-    if len(teacher.dataset) != len(images):
-        raise ValueError(
-            f'The teacher is tested on {len(teacher.dataset)} images, the student on '
-            f'{len(images)}: their configs name different test sets.'
-        )
     print(f'Both networks on {len(images)} images ...', flush=True)
     truth = [ground_truth(student, i) for i in images]
     seen = [[prediction(net, i) for i in images] for net in (teacher, student)]

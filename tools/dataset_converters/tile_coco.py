@@ -1,9 +1,12 @@
 """Cut the images of a COCO set into square tiles, for objects that are small in large images."""
 
 import argparse
+import contextlib
+import itertools
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -30,6 +33,9 @@ def parse_args() -> argparse.Namespace:
         'training leaves out and COCO evaluation ignores',
     )
     parser.add_argument('--merge', metavar='NAME', help='make one category of all')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace the annotations of these splits in out'
+    )
     return parser.parse_args()
 
 
@@ -57,22 +63,96 @@ def tile_boxes(boxes: Sequence[Sequence[float]], x: int, y: int, size: int) -> n
     return np.concatenate([low, sides, share[:, None]], 1)
 
 
-def tile_split(args: argparse.Namespace, split: str) -> tuple[int, int]:
-    """Write the tiles of one split.
+def annotations_of(folder: Path, split: str) -> Path:
+    """The annotation file of a split."""
+    return folder / 'annotations' / f'instances_{split}.json'
+
+
+def read_annotations(path: Path) -> dict:
+    """What an annotation file holds.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is no JSON: {error}') from error
+
+
+def stems(source: Path) -> dict[Path, str]:
+    """What the tiles of each image are called: its path without the suffix.
+
+    Of images with one such name (``a/b.png`` and ``a_b.png``) the later ones have a number, too.
+    All splits of the set count: a name does not depend on which of them are asked for.
+
+    Args:
+        source (Path): The set.
+
+    Raises:
+        OSError, ValueError: If an annotation file cannot be read.
+    """
+    plain: dict[Path, str] = {}
+    for path in sorted((source / 'annotations').glob('instances_*.json')):
+        for entry in read_annotations(path).get('images', ()):
+            name = Path(entry['file_name'])
+            # With its folders: other images may have the same stem.
+            plain[name] = '_'.join(name.with_suffix('').parts)
+    made: dict[Path, str] = {}
+    seen, taken = set(), set(plain.values())
+    for path, stem in plain.items():
+        made[path] = stem
+        if stem in seen:
+            numbered = (f'{stem}_{number}' for number in itertools.count(2))
+            made[path] = next(name for name in numbered if name not in taken)
+        seen.add(stem)
+        taken.add(made[path])
+    return made
+
+
+def write_at_once(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    ``save_image`` would do for the tiles; its imports take longer than many a set.
+
+    Raises:
+        OSError: If it cannot be written; names it.
+    """
+    temporary = path.with_name(path.name + '.tmp')
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(f'{path} cannot be written: {error}') from error
+
+
+def tile_split(args: argparse.Namespace, split: str, names: Mapping[Path, str]) -> tuple[int, int]:
+    """Write the tiles of one split, and then its annotations.
+
+    Args:
+        args (argparse.Namespace): Of the command line.
+        split (str): Which.
+        names (Mapping[Path, str]): Those of :func:`stems`.
 
     Returns:
         tuple[int, int]: Tiles and boxes (without crowds).
 
     Raises:
         FileNotFoundError: If an image is missing.
+        OSError: If a file cannot be written.
     """
-    content = json.loads((args.source / 'annotations' / f'instances_{split}.json').read_text())
+    content = read_annotations(annotations_of(args.source, split))
     made = dict(content, images=[], annotations=[])
     if args.merge:
         made['categories'] = [dict(id=1, name=args.merge)]
     found: dict[int, list[dict]] = {}
     for one in content['annotations']:
         found.setdefault(one['image_id'], []).append(one)
+    # What is replaced names tiles that are about to change.
+    annotations_of(args.out, split).unlink(missing_ok=True)
     for entry in content['images']:
         path = args.source / 'images' / entry['file_name']
         image = cv2.imread(str(path))
@@ -85,10 +165,8 @@ def tile_split(args: argparse.Namespace, split: str) -> tuple[int, int]:
                 tile = np.full((args.size, args.size, 3), 114, np.uint8)
                 part = image[y : y + args.size, x : x + args.size]
                 tile[: part.shape[0], : part.shape[1]] = part
-                # With its folders: other images may have the same stem.
-                stem = '_'.join(Path(entry['file_name']).with_suffix('').parts)
-                name = f'{stem}_{x}_{y}.png'
-                cv2.imwrite(str(args.out / 'images' / name), tile)
+                name = f'{names[Path(entry["file_name"])]}_{x}_{y}.png'
+                write_at_once(args.out / 'images' / name, cv2.imencode('.png', tile)[1].tobytes())
                 number = len(made['images']) + 1
                 made['images'].append(
                     dict(id=number, file_name=name, width=args.size, height=args.size)
@@ -107,8 +185,7 @@ def tile_split(args: argparse.Namespace, split: str) -> tuple[int, int]:
                             iscrowd=int(one.get('iscrowd', 0) or share < args.least),
                         )
                     )
-    path = args.out / 'annotations' / f'instances_{split}.json'
-    path.write_text(json.dumps(made))
+    write_at_once(annotations_of(args.out, split), json.dumps(made).encode())
     return len(made['images']), sum(not one['iscrowd'] for one in made['annotations'])
 
 
@@ -119,11 +196,18 @@ def main() -> None:
         sys.exit(f'error: --overlap {args.overlap} must be below --size {args.size}')
     if not 0 <= args.least <= 1:
         sys.exit(f'error: --least {args.least} is a share, from 0 to 1')
-    for folder in ('annotations', 'images'):
-        (args.out / folder).mkdir(parents=True, exist_ok=True)
+    folders = ('annotations', 'images')
+    if any((args.out / one).resolve() == (args.source / one).resolve() for one in folders):
+        sys.exit(f'error: {args.out} is the set that is cut: write the tiles elsewhere')
+    for path in (annotations_of(args.out, split) for split in args.splits):
+        if path.exists() and not args.overwrite:
+            sys.exit(f'error: {path} exists; give --overwrite to replace it')
     try:
+        names = stems(args.source)
+        for folder in folders:
+            (args.out / folder).mkdir(parents=True, exist_ok=True)
         for split in args.splits:
-            tiles, boxes = tile_split(args, split)
+            tiles, boxes = tile_split(args, split, names)
             print(f'{split}: {tiles} tiles, {boxes} boxes')
     except (OSError, KeyError, ValueError) as error:
         sys.exit(f'error: {error}')

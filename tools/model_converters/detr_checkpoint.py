@@ -76,7 +76,10 @@ def main() -> None:
     )
     parser.add_argument('source', type=Path)
     parser.add_argument('out', type=Path)
+    parser.add_argument('--overwrite', action='store_true', help='replace out')
     args = parser.parse_args()
+    if args.out.exists() and not args.overwrite:
+        sys.exit(f'error: {args.out} exists; give --overwrite to replace it')
     try:
         state = convert(unwrap_state_dict(read_checkpoint(str(args.source))))
         # What mmdet's batch norm keeps, frozen or not.

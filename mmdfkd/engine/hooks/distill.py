@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import find_latest_checkpoint
 from mmengine.runner.base_loop import BaseLoop
@@ -107,6 +107,8 @@ class DistillHook(BankHook, OverwriteHook):
         distiller.seed = runner.seed
         distiller.image_size = self._image_size(distiller, dataset)
         distiller.resuming = resuming
+        steps = runner.max_iters * get_world_size()
+        distiller.samples = steps * (runner.train_dataloader.batch_size or 1)
         distiller.folder = Path(runner.work_dir) / SYNTHETIC
         self._check_size(distiller)
         # The start depends on the seed alone, not on what was built before.
