@@ -6,7 +6,7 @@ from .base import Adapter
 from .classifier import ClassifierAdapter
 from .dense import DenseAnswers, DenseProbe, DenseResponse
 from .detr_like import DetrAdapter
-from .normalizer import Normalizer
+from .normalizer import Normalizer, delivered_order
 from .observation import EncoderMemory, Matching, Memory, Observation, Probe, Response, Targets
 from .one_stage import OneStageAdapter
 from .queries import Queries, QueryAnswers, QueryProbe, QueryResponse
@@ -38,6 +38,7 @@ def build_adapter(net: nn.Module, normalizer: Normalizer) -> Adapter:
 
     Raises:
         TypeError: If no family supports it; names those that are supported.
+        ValueError: If its head answers in a way that is not read.
     """
     for family in FAMILIES:
         if family.supports(net):
@@ -79,4 +80,5 @@ __all__ = [
     'TimmClassifierAdapter',
     'TwoStageAdapter',
     'build_adapter',
+    'delivered_order',
 ]

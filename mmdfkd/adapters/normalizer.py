@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,23 +8,33 @@ from torch import Tensor
 _RGB_DATASETS = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
 
 
-def loader_order(cfg: Mapping) -> str:
-    """Channel order of the images that a config's own pipeline delivers: ``'bgr'`` or ``'rgb'``.
-
-    mmcv's loader gives BGR unless told otherwise; mmpretrain's CIFAR and MNIST datasets give RGB
-    and have no loader. The
-    preprocessor alone cannot tell: ``to_rgb=False`` may mean either.
-    """
+def pipelines(cfg: Mapping) -> Iterator[tuple[Mapping, Sequence[Mapping]]]:
+    """Datasets of a config with their transforms, those of tests first and wrappers outside in."""
     for split in ('test_dataloader', 'val_dataloader', 'train_dataloader'):
         dataset = (cfg.get(split) or {}).get('dataset')
         while isinstance(dataset, Mapping):
-            for step in dataset.get('pipeline') or ():
-                if str(step.get('type', '')).rsplit('.', 1)[-1].startswith('LoadImageFrom'):
-                    return step.get('channel_order', 'bgr')
-            if str(dataset.get('type', '')).rsplit('.', 1)[-1] in _RGB_DATASETS:
-                return 'rgb'
+            yield dataset, dataset.get('pipeline') or ()
             dataset = dataset.get('dataset')
-    return 'bgr'
+
+
+def delivered_order(cfg: Mapping) -> str | None:
+    """Channel order of the images that a config's own pipeline delivers, ``'bgr'`` or ``'rgb'``.
+
+    mmcv's loader gives BGR unless told otherwise; mmpretrain's CIFAR and MNIST datasets give RGB
+    and have no loader. The preprocessor alone cannot tell: ``to_rgb=False`` may mean either. None
+    where the config does not say.
+    """
+    for dataset, steps in pipelines(cfg):
+        for step in steps:
+            if _kind(step).startswith('LoadImageFrom'):
+                return step.get('channel_order', 'bgr')
+        if _kind(dataset) in _RGB_DATASETS:
+            return 'rgb'
+    return None
+
+
+def _kind(cfg: Mapping) -> str:
+    return str(cfg.get('type', '')).rsplit('.', 1)[-1]
 
 
 class Normalizer:
@@ -58,13 +68,22 @@ class Normalizer:
                 deliver.
 
         Raises:
-            ValueError: On another order.
+            ValueError: On another order, or where the config's pipeline normalises and not its
+                preprocessor, which synthetic images go through.
         """
         # The model's own replaces the top-level one as a whole, as in the Runner.
         if input_order not in ('auto', 'rgb', 'bgr'):
             raise ValueError(f"input_order is 'auto', 'rgb' or 'bgr', not {input_order!r}.")
         pre = cfg.get('model', {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-        delivered = loader_order(cfg) if input_order == 'auto' else input_order
+        if not pre.get('mean') and any(
+            _kind(step) == 'Normalize' for _, steps in pipelines(cfg) for step in steps
+        ):
+            raise ValueError(
+                'The test pipeline normalises (Normalize) and the data_preprocessor has no mean: '
+                'synthetic images go through the preprocessor alone. Move mean, std and to_rgb '
+                '(of detectors bgr_to_rgb) from the pipeline to the data_preprocessor.'
+            )
+        delivered = (delivered_order(cfg) or 'bgr') if input_order == 'auto' else input_order
         flips = bool(pre.get('to_rgb') or pre.get('bgr_to_rgb') or pre.get('rgb_to_bgr'))
         order = delivered if not flips else {'bgr': 'rgb', 'rgb': 'bgr'}[delivered]
         return cls(

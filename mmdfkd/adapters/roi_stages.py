@@ -19,6 +19,17 @@ def _answers_once(head: nn.Module) -> bool:
     return hasattr(head, 'fc_cls') and hasattr(head, 'fc_reg')
 
 
+def _scores_by_softmax(head: nn.Module) -> bool:
+    """Whether class scores are a softmax over the classes and a background.
+
+    mmdet's heads take it for every loss that does not bring channels or an activation of its own,
+    ``use_sigmoid`` or not; of those that do, one may be a softmax, too.
+    """
+    loss = getattr(head, 'loss_cls', None)
+    custom = any(getattr(loss, f'custom_{what}', False) for what in ('cls_channels', 'activation'))
+    return not custom or (type(loss).__name__ == 'CrossEntropyCustomLoss' and not loss.use_sigmoid)
+
+
 def runs_cascade(roi_head: nn.Module) -> bool:
     """Whether stages are run as Cascade R-CNN runs them; HTC and Sparse R-CNN run theirs else."""
     same = _runs_as(roi_head, CascadeRoIHead, ('_bbox_forward', '_mask_forward'))
@@ -42,11 +53,27 @@ class RoIStages:
 
     Args:
         roi_head (nn.Module): A ``StandardRoIHead`` or a ``CascadeRoIHead``.
+
+    Raises:
+        ValueError: If the class scores of a stage are no softmax over classes and a background.
     """
 
     def __init__(self, roi_head: nn.Module) -> None:
         self.roi_head = roi_head
         self.cascade = isinstance(roi_head.bbox_head, nn.ModuleList)
+        for stage, head in enumerate(self.heads):
+            # They would be misread in silence: the last of them is taken for the background.
+            if not _scores_by_softmax(head):
+                loss = head.loss_cls
+                sigmoid = ' with use_sigmoid=True' if getattr(loss, 'use_sigmoid', False) else ''
+                where = f' of stage {stage}' if self.cascade else ''
+                raise ValueError(
+                    f'The {type(head).__name__}{where} has {type(loss).__name__}{sigmoid} as its '
+                    'loss_cls, whose class scores are not read here. Supported is a softmax over '
+                    'the classes and a background: CrossEntropyLoss with use_sigmoid=False, and '
+                    'any loss without channels or an activation of its own (custom_cls_channels, '
+                    'custom_activation).'
+                )
 
     @property
     def heads(self) -> list[nn.Module]:

@@ -16,6 +16,13 @@ class TwoStageAdapter(Adapter):
     """mmdet's detectors with an RPN and RoI heads: Faster, Mask and Cascade R-CNN, ViTDet.
 
     Of a cascade every stage answers, each where the teacher's stage before it moved the boxes.
+
+    Args:
+        net (nn.Module): The detector.
+        normalizer (Normalizer): From images in [0, 1] to its input.
+
+    Raises:
+        ValueError: If the class scores of a box head are no softmax over classes and a background.
     """
 
     family = 'two-stage'

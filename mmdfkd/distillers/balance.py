@@ -54,6 +54,11 @@ class GradientBalance(nn.Module):
         self._theta: tuple[nn.Parameter, ...] = ()
         self._names: tuple[str, ...] = ()
 
+    @property
+    def theta(self) -> tuple[nn.Parameter, ...]:
+        """The weights at which gradients are measured; none before :meth:`bind`."""
+        return self._theta
+
     def bind(
         self, net: nn.Module, heads: Sequence[DistillHead], reached: Sequence[Mapping]
     ) -> None:

@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 
-from mmdfkd.adapters import Adapter, Normalizer, Observation, Targets
+from mmdfkd.adapters import Adapter, Normalizer, Observation, Targets, delivered_order
 from mmdfkd.datasets.synthetic import check_size
 from mmdfkd.inheritance import (
     InheritanceReport,
@@ -59,7 +59,9 @@ class DataFreeDistiller(BaseModel):
             optionally ``input_order``; see :class:`Teacher`.
         student (Mapping): ``type='mmdfkd.Shrunk'`` with ``width`` and ``depth``, or ``config``; and
             ``init``: ``'inherit'`` (from the teacher, the default), ``'random'``, ``'config'`` (its
-            own ``init_cfg``; reported as using external weights) or the path of a checkpoint.
+            own ``init_cfg``; reported as using external weights) or the path of a checkpoint. With
+            ``config`` also ``input_order``, as of the teacher, whose images' order it has where its
+            own config names none.
         heads (Sequence[Mapping]): Distill heads.
         source (Mapping): Where the images come from.
         inheritance (Mapping, optional): ``method`` (``'slice'`` or ``'select'``) and its parts
@@ -112,7 +114,11 @@ class DataFreeDistiller(BaseModel):
         recipe_of(**recipe)
         frozen_teacher = Teacher(**teacher)
         init = student.get('init', 'inherit')
-        cfg = student_config({k: v for k, v in student.items() if k != 'init'}, frozen_teacher.cfg)
+        # One that is derived from the teacher is fed as the teacher is.
+        derived = student.get('config') is None
+        own = ('init',) if derived else ('init', 'input_order')
+        spec = {k: v for k, v in student.items() if k not in own}
+        cfg = student_config(spec, frozen_teacher.cfg)
         if data_preprocessor is not None:
             cfg.model.data_preprocessor = data_preprocessor
         net = build_network(cfg, keep_init=init == 'config')
@@ -127,9 +133,11 @@ class DataFreeDistiller(BaseModel):
             (k, v) for k, v in (inheritance or {}).items() if k not in recipe
         )
         check_image_count(self.inheritance_cfg['images'], init == 'inherit')
-        # One that is derived from the teacher is fed as the teacher is.
-        derived = student.get('config') is None
-        self.student_input_order = frozen_teacher.input_order if derived else 'auto'
+        order = frozen_teacher.input_order if derived else student.get('input_order', 'auto')
+        if order == 'auto' and delivered_order(cfg) is None:
+            # An inline config has no images of its own: those of the teacher's.
+            order = frozen_teacher.delivered_order
+        self.student_input_order = order
         normalizer = Normalizer.from_config(cfg, self.student_input_order)
         if balance is not None:
             check_arguments('model.balance', balance, ('layer', 'every', 'momentum'))

@@ -1,8 +1,10 @@
 """From a config reference to a network: the whole config is used, never ``cfg.model`` alone."""
 
 import copy
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -29,7 +31,7 @@ def load_config(reference: str | Mapping) -> Config:
     if isinstance(reference, Mapping):
         # A copy with plain values: Config keeps references, and a teacher and its student must
         # share none.
-        cfg = Config(copy.deepcopy(dict(reference)))
+        cfg = Config(_types_as_text(copy.deepcopy(dict(reference))))
         name = 'the inline config'
     else:
         name = str(reference)
@@ -41,11 +43,25 @@ def load_config(reference: str | Mapping) -> Config:
         if not path.is_file():
             raise FileNotFoundError(f"There is no config '{name}' (looked for {path}).")
         cfg = read_config(str(path))
+        if not isinstance((cfg.get('model') or {}).get('type', ''), str):
+            # Of mmengine's pure Python style; what is compared by name and written is text.
+            cfg = Config(_types_as_text(cfg.to_dict()), filename=str(path))
     if 'model' not in cfg:
         raise KeyError(
             f"{name} has no 'model'; give the whole config of an mmdet or mmpretrain model."
         )
     return cfg
+
+
+def _types_as_text(value: Any) -> Any:
+    """A copy of a config's mappings and lists, with classes and functions by their dotted names."""
+    if isinstance(value, Mapping):
+        return {key: _types_as_text(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_types_as_text, value))
+    if isinstance(value, type) or inspect.isroutine(value):
+        return f'{value.__module__}.{value.__qualname__}'
+    return value
 
 
 def scope_of(cfg: Config) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmdfkd.adapters import Adapter, Normalizer, Observation, Targets, build_adapter
 from mmdfkd.heads import DistillHead, Needs
+from mmdfkd.utils.recompute import recomputing, without_recomputing
 
 from .balance import GradientBalance
 from .teacher import Teacher
@@ -167,6 +168,18 @@ class Student(nn.Module):
         trained = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
         if not heads:
             return trained
+        with without_recomputing(self, teacher.net):
+            grads = self._gradients(teacher, image_size, heads, list(trained.values()))
+        return {n: trained[n] for n, grad in zip(trained, grads, strict=True) if grad is None}
+
+    def _gradients(
+        self,
+        teacher: Adapter,
+        image_size: tuple[int, int],
+        heads: Sequence[DistillHead],
+        wanted: Sequence[nn.Parameter],
+    ) -> tuple[Tensor | None, ...]:
+        """Of the losses of ``heads`` together on a blank image; None where nothing is reached."""
         needs = Needs.together(head.needs for head in heads)
         with evaluating(self), torch.enable_grad():
             image = blank(self.adapter, image_size)
@@ -180,11 +193,14 @@ class Student(nn.Module):
             # A target class for heads that read one; they compare the student, not the target.
             targets = Targets(labels=torch.zeros(1, dtype=torch.long, device=image.device))
             total = sum(self._losses(image, observation, targets, heads).values())
-            grads = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
-        return {n: trained[n] for n, grad in zip(trained, grads, strict=True) if grad is None}
+            return torch.autograd.grad(total, list(wanted), allow_unused=True)
 
     def bind_balance(self, teacher: Adapter, image_size: tuple[int, int]) -> None:
-        """Let the balance find weights that all heads reach; without one, nothing happens."""
+        """Let the balance find weights that all heads reach; without one, nothing happens.
+
+        Raises:
+            ValueError: If there are none, or where the network recomputes activations on the way.
+        """
         if self.balance is None:
             return
         trained = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
@@ -193,6 +209,31 @@ class Student(nn.Module):
             lost = self.unreached(teacher, image_size, [head])
             reached.append({n: p for n, p in trained.items() if n not in lost})
         self.balance.bind(self.net, list(self.heads), reached)
+        # It measures in the graph of the step itself: without recomputing, that spared no memory.
+        found = recomputing(self.net)
+        known = {id(p) for own in reached for p in own.values()}
+        wanted = [p for p in self.balance.theta if id(p) in known]
+        if found and not self._measurable(teacher, image_size, wanted):
+            names = {module: name for name, module in self.net.named_modules()}
+            module, switch = found[0]
+            raise ValueError(
+                f'balance: the gradient of one loss cannot be measured in or through modules that '
+                f"recompute activations ('{names[module]}' has {switch}=True, of a student derived "
+                f'from its teacher by the config of that). Set {switch}=False there, train without '
+                'balance, or name a layer behind these modules.'
+            )
+
+    def _measurable(
+        self, teacher: Adapter, image_size: tuple[int, int], wanted: Sequence[nn.Parameter]
+    ) -> bool:
+        """Whether gradients of parameters that are reached can be had while it recomputes."""
+        # Modules before them may recompute, so only a trial tells.
+        try:
+            grads = self._gradients(teacher, image_size, self.heads, wanted)
+        except RuntimeError:
+            return False
+        # Those of the modules that recompute are none, in silence.
+        return not any(grad is None for grad in grads)
 
     def freeze_unused(self, teacher: Adapter, image_size: tuple[int, int]) -> list[str]:
         """Freeze the parts of the network that no head's loss reaches.

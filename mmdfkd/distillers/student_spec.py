@@ -39,7 +39,7 @@ def student_config(spec: Mapping, teacher: Config) -> Config:
             "'mmdet::...', or an inline config)."
         )
     if config is not None:
-        check_arguments('model.student with a config', spec, ('config', 'init'))
+        check_arguments('model.student with a config', spec, ('config', 'init', 'input_order'))
         cfg = load_config(config)
         whole = Config(dict(model=model_config(cfg).to_dict()))
         source = cfg

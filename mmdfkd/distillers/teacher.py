@@ -4,9 +4,10 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmdfkd.adapters import Normalizer, Observation, build_adapter
+from mmdfkd.adapters import Normalizer, Observation, build_adapter, delivered_order
 from mmdfkd.utils.key_report import load_strict
 from mmdfkd.utils.load_weights import read_weights
+from mmdfkd.utils.recompute import stop_recomputing
 
 from .networks import build_network, load_config
 from .stored_labels import StoredLabels
@@ -50,6 +51,8 @@ class Teacher:
         self.stored: StoredLabels | None = None
         net = build_network(self.cfg)
         net.eval().requires_grad_(False)
+        # It is never trained, and gradients to its pixels alone cannot be had otherwise.
+        stop_recomputing(net)
         self.adapter = build_adapter(net, Normalizer.from_config(self.cfg, input_order))
         self.loaded = False
 
@@ -57,6 +60,12 @@ class Teacher:
     def net(self):
         """The teacher's network."""
         return self.adapter.net
+
+    @property
+    def delivered_order(self) -> str:
+        """Channel order of the images that it was written for, before its preprocessor."""
+        told = self.input_order if self.input_order != 'auto' else delivered_order(self.cfg)
+        return told or 'bgr'
 
     def load(self) -> None:
         """Load the weights; any missing, unexpected or mismatched key stops the run and is named.

@@ -1,12 +1,13 @@
 """Which classes a run's datasets and its teacher speak of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine import list_from_file
 from mmengine.config import Config
 
 from mmdfkd.registry import DATASETS
+from mmdfkd.utils.checkpoint import read_checkpoint
 
 
 def declared_metainfo(cfg: Config, split: str) -> dict:
@@ -44,6 +45,25 @@ def declared_classes(cfg: Config, count: int) -> tuple[str, ...] | None:
         names = declared_metainfo(cfg, split).get('classes')
         if names is not None and len(names) == count:
             return tuple(str(name) for name in names)
+    return None
+
+
+def recorded_classes(checkpoint: str, count: int) -> tuple[str, ...] | None:
+    """Names of the classes that a checkpoint of the toolboxes was trained on.
+
+    Args:
+        checkpoint (str): File or address.
+        count (int): Number of the network's classes.
+
+    Returns:
+        tuple[str, ...] | None: None where it does not say, or of another number.
+    """
+    meta = read_checkpoint(checkpoint).get('meta')
+    meta = meta if isinstance(meta, Mapping) else {}
+    data = meta.get('dataset_meta')
+    names = (data.get('classes') if isinstance(data, Mapping) else None) or meta.get('CLASSES')
+    if isinstance(names, list | tuple) and len(names) == count:
+        return tuple(map(str, names))
     return None
 
 

@@ -10,7 +10,7 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
 from mmdfkd.adapters import Adapter
-from mmdfkd.adapters.normalizer import loader_order
+from mmdfkd.adapters.normalizer import delivered_order
 
 from .testing import Tested
 
@@ -54,7 +54,8 @@ def image_of(tested: Tested, index: int) -> np.ndarray:
         inputs = inputs.clip(0, 255).astype(np.uint8)
     if inputs.shape[2] == 1:
         return inputs.repeat(3, 2)
-    return np.ascontiguousarray(inputs if loader_order(tested.cfg) == 'rgb' else inputs[..., ::-1])
+    rgb = delivered_order(tested.cfg) == 'rgb'
+    return np.ascontiguousarray(inputs if rgb else inputs[..., ::-1])
 
 
 def ground_truth(tested: Tested, index: int) -> Annotation:

@@ -3,13 +3,16 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from mmdfkd.utils.recompute import without_recomputing
+
 
 @contextmanager
 def frozen(*nets: nn.Module) -> Iterator[None]:
     """Hold networks still: evaluation mode and no parameter gradients; both restored exactly.
 
     Gradients flow through the networks to their inputs and nowhere else: nothing is added to any
-    ``.grad``, and the backward pass computes no weight gradients (a third of its cost).
+    ``.grad``, and the backward pass computes no weight gradients (a third of its cost). Nor are
+    activations recomputed (``with_cp``) where gradients of the inputs alone could not be had.
 
     Args:
         *nets (nn.Module): The networks; frozen ones among them stay as they are.
@@ -24,7 +27,8 @@ def frozen(*nets: nn.Module) -> Iterator[None]:
                 module.training = False
         for parameter, _ in wants:
             parameter.requires_grad_(False)
-        yield
+        with without_recomputing(*nets):
+            yield
     finally:
         for module, training in modes:
             module.training = training

@@ -46,3 +46,73 @@ def test_taps(adapter):
     assert first.shape == (2, 17, 24)
     assert F.mse_loss(first, memory.taps['backbone.layers.1']) > 0
     assert not any(m._forward_hooks for m in adapter.net.modules())
+
+
+def _with_head(**head):
+    model = toy.classifier_model()
+    model['head'] = head
+    return toy.plain(model, 'mmpretrain')
+
+
+def _vig():
+    return _with_head(
+        type='VigClsHead', num_classes=5, in_channels=24, hidden_dim=8, act_cfg=dict(type='GELU')
+    )
+
+
+@pytest.mark.parametrize(
+    ('make', 'found'),
+    [
+        (
+            lambda: _with_head(type='MultiLabelLinearClsHead', num_classes=5, in_channels=24),
+            'The MultiLabelLinearClsHead of the classifier gives several labels an image',
+        ),
+        (
+            lambda: _with_head(
+                type='CSRAClsHead', num_classes=5, in_channels=24, num_heads=1, lam=0.1
+            ),
+            'The CSRAClsHead of the classifier gives several labels an image',
+        ),
+        (
+            lambda: _with_head(type='MultiLabelClsHead'),
+            'The MultiLabelClsHead of the classifier gives several labels an image',
+        ),
+        (
+            lambda: _with_head(
+                type='MultiTaskHead',
+                task_heads=dict(a=dict(type='LinearClsHead', num_classes=5, in_channels=24)),
+            ),
+            'The MultiTaskHead of the classifier gives several tasks at once',
+        ),
+        (
+            lambda: _with_head(type='ConformerHead', num_classes=5, in_channels=[24, 24]),
+            'The ConformerHead of the classifier gives two answers',
+        ),
+        (
+            lambda: _with_head(type='LinearRegressionHead', num_classes=5, in_channels=24),
+            'The LinearRegressionHead of the classifier gives numbers',
+        ),
+        (_vig, 'The VigClsHead of the classifier has no num_classes'),
+    ],
+    ids=['linear', 'csra', 'multi-label', 'multi-task', 'conformer', 'regression', 'vig'],
+)
+def test_heads_that_answer_otherwise_are_refused(make, found):
+    normalizer = Normalizer.from_config(toy.whole(toy.classifier_model()))
+    with pytest.raises(ValueError, match=f'^{found}.*Supported is a head with num_classes'):
+        build_adapter(make(), normalizer)
+
+
+def test_a_head_without_a_tensor_is_told_at_its_first_answer():
+    class TwoBranches(torch.nn.Linear):
+        """Stands for a head of another package."""
+
+        num_classes = 5
+
+        def forward(self, feats):
+            return (super().forward(feats[-1]),) * 2
+
+    net = toy.plain(toy.classifier_model(), 'mmpretrain')
+    net.head = TwoBranches(24, 5)
+    adapter = build_adapter(net, Normalizer.from_config(toy.whole(toy.classifier_model())))
+    with pytest.raises(TypeError, match='The TwoBranches of the classifier gives a tuple'):
+        adapter.class_votes(adapter.encode(toy.images(1, 32)))

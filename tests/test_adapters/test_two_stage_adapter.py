@@ -258,6 +258,69 @@ def test_what_it_cannot_run_is_refused(make):
         build_adapter(make(), Normalizer([0] * 3, [1] * 3, 'rgb'))
 
 
+SEESAW = dict(type='SeesawLoss', num_classes=3)
+CUSTOM = dict(type='CrossEntropyCustomLoss', num_classes=3)
+
+
+def _scored_by(loss, stage=None):
+    """The toy network, or one stage of a toy cascade, with another loss of its class scores."""
+    model = toy.detector_model() if stage is None else toy.cascade_model()
+    head = model['roi_head']['bbox_head']
+    (head if stage is None else head[stage])['loss_cls'] = loss
+    return toy.build(model)
+
+
+@pytest.mark.parametrize('stage', [None, 0, 1])
+@pytest.mark.parametrize(
+    ('loss', 'name'),
+    [
+        (SEESAW, 'SeesawLoss'),
+        (dict(CUSTOM, use_sigmoid=True), 'CrossEntropyCustomLoss with use_sigmoid=True'),
+        (
+            dict(type='FocalCustomLoss', use_sigmoid=True, num_classes=3),
+            'FocalCustomLoss with use_sigmoid=True',
+        ),
+    ],
+    ids=['seesaw', 'cross-entropy', 'focal'],
+)
+def test_scores_that_are_no_softmax_with_a_background_are_refused(loss, name, stage):
+    net = _scored_by(loss, stage)
+    where = '' if stage is None else f' of stage {stage}'
+    wanted = rf'^The Shared2FCBBoxHead{where} has {name} as its loss_cls.*use_sigmoid=False'
+    with pytest.raises(ValueError, match=wanted):
+        build_adapter(net, Normalizer([0] * 3, [1] * 3, 'rgb'))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    'loss',
+    [
+        dict(CUSTOM, use_sigmoid=False),
+        dict(type='CrossEntropyLoss', use_sigmoid=True),
+        dict(type='FocalLoss', use_sigmoid=True),
+    ],
+    ids=['custom', 'cross-entropy', 'focal'],
+)
+def test_losses_whose_scores_mmdet_reads_by_softmax_are_run(loss):
+    net = _scored_by(loss)
+    adapter = build_adapter(net, Normalizer.from_config(toy.whole(toy.detector_model())))
+    memory = adapter.encode(toy.images(2))
+    probe = adapter.propose(memory)
+    said = adapter.answer(memory, probe).logits.softmax(-1)
+    assert said.shape[1] == 4 and len(said) == len(probe.boxes[0]) + len(probe.boxes[1]) > 0
+    # Scores of all classes at every proposal, as mmdet's head gives them without a test_cfg.
+    rois = bbox2roi(probe.boxes)
+    found = net.roi_head._bbox_forward(memory.feats, rois)
+    own = net.roi_head.bbox_head.predict_by_feat(
+        (rois,),
+        (found['cls_score'],),
+        (found['bbox_pred'],),
+        [dict(img_shape=(48, 48))],
+        rcnn_test_cfg=None,
+    )
+    torch.testing.assert_close(said, own[0].scores)
+
+
 def test_what_changes_only_training_is_run():
     for kind in (PISARoIHead, DynamicRoIHead, MaskScoringRoIHead):
         assert TwoStageAdapter.supports(_as(kind))

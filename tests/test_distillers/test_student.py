@@ -164,3 +164,37 @@ def test_two_heads_of_one_kind_need_names(tmp_path):
     heads = [heads[0], dict(heads[1], name='second')]
     losses, _ = _step(_distiller(tmp_path, model_heads=heads))
     assert 'loss_second_roi_cls' in losses
+
+
+def _recomputing_student(with_cp=True):
+    """A ResNet of bottlenecks, which recompute as mmdet's do."""
+    model = toy.resnet_model()
+    model['backbone'].update(depth=50, base_channels=4, with_cp=with_cp)
+    model['neck']['in_channels'] = [16, 32, 64]
+    return dict(config=toy.whole(model), init='random')
+
+
+def test_a_student_that_recomputes_its_activations(tmp_path):
+    """What no head reaches is the same, its switches stay on, and steps train all of it."""
+    heads = [dict(type='mmdfkd.PyramidHead', levels=[0], floor=1.0)]
+    plain, spare = (
+        _distiller(tmp_path, model_student=_recomputing_student(cp), model_heads=heads)
+        for cp in (False, True)
+    )
+    assert plain.frozen and spare.frozen == plain.frozen
+    blocks = list(spare.student.net.backbone.layer1)
+    assert blocks and all(block.with_cp for block in blocks)
+    _, grads = _step(spare)
+    assert not [n for n, g in grads.items() if g is None]
+
+
+def test_a_balance_tells_where_it_cannot_measure(tmp_path):
+    heads = [dict(type='mmdfkd.PyramidHead'), dict(type='mmdfkd.RPNResponseHead')]
+    settings = dict(model_student=_recomputing_student(), model_heads=heads)
+    wanted = "balance: the gradient of one loss.*'backbone' has with_cp=True.*Set with_cp=False"
+    with pytest.raises(ValueError, match=wanted):
+        _distiller(tmp_path, **settings, model_balance={})
+    # Behind the backbone there is nothing in the way.
+    distiller = _distiller(tmp_path, **settings, model_balance=dict(layer='neck.lateral_convs'))
+    _step(distiller)
+    assert distiller.student.balance.norms.all()

@@ -49,6 +49,19 @@ def test_no_initialisation_of_its_config_is_carried_out(tmp_path):
     assert 'Pretrained' not in str([getattr(m, 'init_cfg', '') for m in teacher.net.modules()])
 
 
+def test_nothing_is_recomputed_in_it(tmp_path):
+    """It has no backward of its own, and gradients to the pixels could not be had."""
+    model = toy.resnet_model()
+    model['backbone'].update(depth=50, base_channels=4, with_cp=True)
+    model['neck']['in_channels'] = [16, 32, 64]
+    teacher = _teacher(tmp_path / 't.pth', model)
+    assert toy.build(model).backbone.layer3[0].with_cp
+    assert not any(getattr(m, 'with_cp', False) for m in teacher.net.modules())
+    pixels = toy.images(1).requires_grad_()
+    total = sum(f.square().mean() for f in teacher.adapter.encode(pixels).feats)
+    assert torch.autograd.grad(total, pixels)[0].any()
+
+
 def test_missing_unexpected_and_mismatched_keys_are_named(tmp_path, state):
     other = toy.build(toy.detector_model(classes=4)).state_dict()
     partial = {k: v for k, v in state.items() if not k.startswith('neck.')}

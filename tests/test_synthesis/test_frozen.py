@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from synthesis_nets import detector
 from torch import nn
 
 from mmdfkd.synthesis import frozen
@@ -49,3 +50,27 @@ def test_ignores_an_overridden_train():
         assert not module.training
     assert module.training
     assert Stubborn.calls == 0
+
+
+def test_gradients_of_pixels_where_activations_are_recomputed():
+    """As mmdet recomputes them, ``torch.autograd.grad`` alone refuses it."""
+    plain, spare = detector(0), detector(0)
+    spare.net.eval()
+    switched = [m for m in spare.net.modules() if hasattr(m, 'with_cp')]
+    for module in switched:
+        module.with_cp = True
+    switched[1].with_cp = False
+    before = [m.with_cp for m in switched]
+
+    def gradient(adapter):
+        pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        pixels.requires_grad_()
+        total = sum(f.square().sum() for f in adapter.encode(pixels).feats)
+        return torch.autograd.grad(total, pixels)[0]
+
+    with frozen(plain.net), frozen(spare.net, spare.net):
+        assert not any(m.with_cp for m in switched)
+        assert torch.equal(gradient(spare), gradient(plain))
+    assert [m.with_cp for m in switched] == before
+    with pytest.raises(RuntimeError, match='use_reentrant'):
+        gradient(spare)

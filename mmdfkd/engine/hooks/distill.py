@@ -16,8 +16,9 @@ from mmdfkd.registry import HOOKS
 from mmdfkd.utils.label_order import check_label_order
 from mmdfkd.utils.run_files import SYNTHETIC, refuse_foreign_checkpoints
 
-from ..classes import check_classes, declared_classes, declared_metainfo
+from ..classes import check_classes, declared_classes, declared_metainfo, recorded_classes
 from ..distributed import DistributedDistiller
+from ..run_checks import check_channel_order, check_loop, check_start
 from .banks import BankHook
 from .overwrite import OverwriteHook
 
@@ -88,14 +89,18 @@ class DistillHook(BankHook, OverwriteHook):
         """Check what can be checked and tell the distiller what its start depends on.
 
         Raises:
-            ValueError: For real images in a data-free run, other classes, or an image size that a
-                network cannot take.
+            ValueError: For real images in a data-free run, other classes, an image size that a
+                network cannot take, loops and schedules that do not fit, another channel order, or
+                ``load_from`` without ``resume``.
             RuntimeError: For a work directory with another run's checkpoints, or a wrapper that
                 never calls the distiller's step.
         """
         if not isinstance(runner._train_loop, BaseLoop):
             return  # testing
         distiller = distiller_of(runner)
+        check_start(runner)
+        check_loop(runner)
+        check_channel_order(distiller, runner)
         resuming = will_resume(runner)
         if not (runner._resume or runner.cfg.get('overwrite')):
             refuse_foreign_checkpoints(runner.work_dir)
@@ -160,7 +165,10 @@ class DistillHook(BankHook, OverwriteHook):
         if runner._val_loop is not None:
             check_label_order(runner.val_loop)
             sets['validation'] = runner.val_loop.dataloader
-        known = declared_classes(distiller.teacher.cfg, count)
+        teacher = distiller.teacher
+        known = declared_classes(teacher.cfg, count)
+        if known is None and not teacher.replayed:
+            known = recorded_classes(str(teacher.checkpoint), count)
         for name, loader in sets.items():
             meta = getattr(loader.dataset, 'metainfo', None) or {}
             check_classes(f'the {name} dataset', meta.get('classes'), count, known)
