@@ -79,9 +79,9 @@ class Normalizer:
             _kind(step) == 'Normalize' for _, steps in pipelines(cfg) for step in steps
         ):
             raise ValueError(
-                'The test pipeline normalises (Normalize) and the data_preprocessor has no mean: '
-                'synthetic images go through the preprocessor alone. Move mean, std and to_rgb '
-                '(of detectors bgr_to_rgb) from the pipeline to the data_preprocessor.'
+                'A pipeline of the config normalises (Normalize) and its data_preprocessor has no '
+                'mean: synthetic images go through the preprocessor alone. Move mean, std and '
+                'to_rgb (of detectors bgr_to_rgb) from the pipeline to the data_preprocessor.'
             )
         delivered = (delivered_order(cfg) or 'bgr') if input_order == 'auto' else input_order
         flips = bool(pre.get('to_rgb') or pre.get('bgr_to_rgb') or pre.get('rgb_to_bgr'))

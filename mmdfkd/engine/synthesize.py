@@ -28,6 +28,8 @@ from .hooks.distill import DistillHook, seed_everything
 from .image_sets import ClassFolders, CocoSet, ImageSet, write_text_at_once
 
 FACTS = 'synthesis.json'
+# Of which a set that was made before they were written down says nothing.
+_LATER = ('teacher_sha256', 'dataset', 'classes')
 _STATE, _RECORDS, _SETTINGS = 'state.pth', 'records.jsonl', 'settings.json'
 
 
@@ -317,8 +319,11 @@ def _settings(made: Synthesis, cfg: Config, names: list[str], topk: int, thresho
 
 def _check_same(settings: Mapping, there: Mapping | None, out: Path) -> None:
     """Never mix two sets."""
-    # An older set does not say all of it.
-    differ = [name for name in settings if name in (there or {}) and there[name] != settings[name]]
+    differ = [
+        name
+        for name in settings
+        if there and (name in there or name not in _LATER) and there.get(name) != settings[name]
+    ]
     if differ:
         raise ValueError(
             f'{out} was begun with other settings: '

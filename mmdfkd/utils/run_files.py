@@ -20,7 +20,7 @@ SYNTHETIC = 'synthetic'
 PICTURES = 'vis_data'
 LAST_CHECKPOINT = 'last_checkpoint'
 # As mmengine's CheckpointHook names them.
-_NUMBERED = r'(?:iter|epoch)_\d+\.pth|best_.+\.pth'
+_NUMBERED = r'(?:best_.+_)?(?:iter|epoch)_\d+\.pth'
 _OWN = re.compile('|'.join([_NUMBERED, *map(re.escape, (STUDENT, STUDENT_START, SAMPLES))]))
 
 

@@ -27,7 +27,7 @@ def check_set_files(cfg: Config, *stages: str) -> None:
         loader, evaluator = f'{stage}_dataloader', f'{stage}_evaluator'
         named = [*_of_dataset(cfg.get(loader), loader), *_of_metric(cfg.get(evaluator), evaluator)]
         for setting, path in named:
-            if not os.path.exists(os.path.expanduser(path)):
+            if not os.path.exists(path):
                 raise FileNotFoundError(
                     f'There is no {os.path.normpath(path)}, which {setting} names (looked from '
                     f'{os.getcwd()}). Set {loader}.dataset.data_root, and ann_file of {evaluator} '

@@ -107,7 +107,7 @@ def test_a_pipeline_that_normalises_is_refused(tmp_path):
     del teacher['model']['data_preprocessor']
     steps = [dict(type='Normalize', mean=[1.0] * 3, std=[2.0] * 3, to_rgb=True)]
     teacher['test_dataloader'] = dict(dataset=dict(type='CocoDataset', pipeline=steps))
-    with pytest.raises(ValueError, match='pipeline normalises .* has no mean'):
+    with pytest.raises(ValueError, match='pipeline of the config normalises .* has no mean'):
         toy.runner_of(cfg)
 
 

@@ -273,6 +273,11 @@ def test_a_set_is_of_one_teacher_and_one_dataset(tmp_path):
         del facts[name]
     (out / 'synthesis.json').write_text(json.dumps(facts))
     assert synthesize(config, out, 3, topk=2, resume=True)['images'] == 3
+    # Everything else it has to say.
+    del facts['topk']
+    (out / 'synthesis.json').write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match='other settings: topk None, now 2'):
+        synthesize(config, out, 3, topk=2, resume=True)
 
 
 @pytest.mark.parametrize('kind', ['classes', 'boxes'])

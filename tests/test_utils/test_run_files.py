@@ -55,7 +55,8 @@ OWN = ('iter_20.pth', 'epoch_3.pth', 'best_coco_bbox_mAP_iter_20.pth', 'student.
 
 @pytest.mark.parametrize('name', [*OWN, 'student_start.pth', 'synthetic_samples.pth'])
 def test_a_users_file_is_no_checkpoint_of_a_run(tmp_path, name):
-    mine = [tmp_path / other for other in ('labels.pth', 'teacher.pth', 'iter_20_copy.pth')]
+    names = ('labels.pth', 'teacher.pth', 'iter_20_copy.pth', 'best_teacher.pth', 'my_iter_20.pth')
+    mine = [tmp_path / other for other in names]
     for path in mine:
         path.write_text('mine')
     refuse_foreign_checkpoints(tmp_path)

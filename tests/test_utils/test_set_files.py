@@ -39,6 +39,8 @@ def test_each_missing_file_is_named(cfg, tmp_path):
         ({'val_dataloader.dataset.data_root': str(tmp_path / 'a')}, 'a/val.json', 'ann_file'),
         ({'val_dataloader.dataset.data_prefix.img': 'b/'}, 'set/b', 'dataset.data_prefix'),
         ({'val_dataloader.dataset.data_prefix': 'c'}, 'set/c', 'dataset.data_prefix'),
+        # No home directory: mmengine takes it as it is.
+        ({'val_dataloader.dataset.data_prefix.img': '~/'}, 'set/~', 'dataset.data_prefix'),
         ({'val_evaluator.ann_file': str(tmp_path / 'd.json')}, 'd.json', 'val_evaluator.ann_file'),
     ):
         wrong = cfg.copy()
